@@ -1,0 +1,1 @@
+"""Fusion of PET/MRI cohorts on Dask clusters."""

@@ -1,0 +1,277 @@
+"""What a person chooses: the method, how scans are conformed, how the run is spread.
+
+The models refuse unknown names and wrong types, so a misspelt option in a YAML file is an
+error and never a silent default. Everything that can change a voxel lives in `Method` and
+`ConformOptions`; only these two enter a fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pywt
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fusionflow.errors import ConfigurationError
+
+#: Raised by one whenever the same options would give other voxels or other figures.
+ALGORITHM_VERSION = 1
+
+
+class _Options(BaseModel):
+    """Frozen, and without room for misspelt names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def canonical(self) -> str:
+        """Return the options as JSON that is the same for the same options."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+class Wavelet(_Options):
+    """A 2-D discrete wavelet transform.
+
+    Attributes
+    ----------
+    name : str
+        A discrete wavelet of PyWavelets, such as ``haar``, ``db2`` or ``bior4.4``.
+    levels : int
+        Decomposition levels; 0 leaves the pixels as they are.
+    mode : str
+        How a slice goes on beyond its border: an extension mode of PyWavelets.
+    """
+
+    name: str = "db2"
+    levels: int = Field(default=1, ge=0, le=8)
+    mode: str = "symmetric"
+
+    @field_validator("name")
+    @classmethod
+    def _known_wavelet(cls, value: str) -> str:
+        if value not in pywt.wavelist(kind="discrete"):
+            raise ValueError(f"no discrete wavelet is called {value!r}; try haar, db2 or bior4.4")
+        return value
+
+    @field_validator("mode")
+    @classmethod
+    def _known_mode(cls, value: str) -> str:
+        if value not in pywt.Modes.modes:
+            raise ValueError(f"no extension mode is called {value!r}; try symmetric")
+        return value
+
+
+class Method(_Options):
+    """Wavelet, backbone, taps and rule: all that decides how two slices become one.
+
+    Attributes
+    ----------
+    name : str
+        What the method is called in tables and sidecars.
+    wavelet : Wavelet
+        The transform whose bands are merged.
+    rule : str
+        How activities become weights, see `fusionflow.fusion.RULES`.
+    backbone : str or None
+        The network that is read, see `fusionflow.backbones.BACKBONES`.
+    weights : str
+        ``auto``, ``torchvision``, ``random:SEED``, or the path of a ``.safetensors`` or
+        ``.pth`` file, see `fusionflow.backbones.resolve_weights`.
+    taps : tuple of str
+        Layers whose feature maps are read.
+    window : int
+        Side of the square, in pixels of the tap, that activity is averaged over. Odd.
+    temperature : float
+        Below 1 the weights move towards a choice of one source, above 1 towards the mean.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the backbone. Coefficients are float32 in any case.
+    batch : int
+        Band images in one forward pass of the backbone.
+    """
+
+    name: str
+    wavelet: Wavelet = Wavelet()
+    rule: str
+    backbone: str | None = None
+    weights: str = "auto"
+    taps: tuple[str, ...] = ()
+    window: int = Field(default=3, ge=1, le=31)
+    temperature: float = Field(default=0.5, gt=0, le=100)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batch: int = Field(default=16, ge=1, le=1024)
+
+    @field_validator("window")
+    @classmethod
+    def _odd_window(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("the window has a middle, so its side must be odd")
+        return value
+
+    def fingerprint(self, weights_identity: str | None) -> str:
+        """Return a SHA-256 over every parameter and the weights themselves.
+
+        Parameters
+        ----------
+        weights_identity : str or None
+            The weights' checksum (or ``random:SEED``); where they lie does not matter.
+        """
+        options = self.model_dump(mode="json", exclude={"name", "weights"})
+        options["weights"] = weights_identity
+        options["algorithm"] = ALGORITHM_VERSION
+        text = json.dumps(options, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+#: The methods that have a name of their own.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="dwt-vgg19",
+            rule="l1-soft",
+            backbone="vgg19",
+            taps=("relu1_1", "relu2_1", "relu3_1"),
+        ),
+        Method(name="dwt-max", rule="max-abs"),
+        Method(name="dwt-average", rule="average"),
+        Method(name="mri", rule="mri"),
+        Method(name="pet", rule="pet"),
+    )
+}
+
+
+def named_method(name: str) -> Method:
+    """Return the method called `name`.
+
+    Raises
+    ------
+    ConfigurationError
+        If no method has that name; the message lists those that exist.
+    """
+    try:
+        return METHODS[name]
+    except KeyError:
+        known = ", ".join(METHODS)
+        raise ConfigurationError(f"No method is called {name!r}", f"Known are: {known}") from None
+
+
+class ConformOptions(_Options):
+    """How a scan is brought onto one grid and one intensity scale.
+
+    Attributes
+    ----------
+    mri_percentile, pet_percentile : float
+        The percentile inside the mask that becomes 1. Nothing is clipped.
+    """
+
+    mri_percentile: float = Field(default=99.5, gt=50, le=100)
+    pet_percentile: float = Field(default=99.5, gt=50, le=100)
+
+
+class ClusterOptions(_Options):
+    """Where the work runs.
+
+    Attributes
+    ----------
+    address : str or None
+        A running scheduler (``tcp://...``); None starts a local cluster.
+    n_workers : int or None
+        Worker processes of the local cluster; None takes one a core.
+    threads_per_worker : int
+        Tasks that a worker runs at a time.
+    memory_mb : int or None
+        Memory for all local workers together, in MB; None takes what the machine has.
+    work_dir : Path or None
+        Where workers spill to disk; None lets Dask choose.
+    torch_threads : int
+        Threads of one backbone forward.
+    window : int or None
+        Scans in flight; None takes two for each task that can run at a time.
+    """
+
+    address: str | None = None
+    n_workers: int | None = Field(default=None, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1)
+    memory_mb: int | None = Field(default=None, ge=256)
+    work_dir: Path | None = None
+    torch_threads: int = Field(default=1, ge=1)
+    window: int | None = Field(default=None, ge=1)
+
+
+class RunConfig(_Options):
+    """A whole run.
+
+    Attributes
+    ----------
+    method : Method
+        How scans are fused.
+    conform : ConformOptions
+        How scans are prepared.
+    region : {"frame", "mask"}
+        Where metrics are computed: over whole slices, as the literature does, or inside the
+        head mask.
+    cluster : ClusterOptions
+        Where the work runs.
+    """
+
+    method: Method = METHODS["dwt-vgg19"]
+    conform: ConformOptions = ConformOptions()
+    region: Literal["frame", "mask"] = "frame"
+    cluster: ClusterOptions = ClusterOptions()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_name(cls, value: object) -> object:
+        if isinstance(value, str):
+            return named_method(value)
+        if isinstance(value, dict) and value.get("name") in METHODS:
+            return {**METHODS[value["name"]].model_dump(), **value}
+        return value
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a run from a YAML file.
+
+    ``method`` is a name (``dwt-vgg19``) or a mapping; a mapping with a known ``name`` starts
+    from that method and changes what it lists.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read, is not YAML, or holds an unknown or wrong option; the
+        message names the file and each option.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Cannot read the configuration {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"{path} holds a {type(content).__name__}, not options", "Write `option: value` lines"
+        )
+    return validated(content, str(path))
+
+
+def validated(content: dict[str, Any], where: str) -> RunConfig:
+    """Return `content` as a run, or say which option is wrong and why.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is unknown or has a wrong value.
+    """
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ConfigurationError(f"{where}: {faults}") from error

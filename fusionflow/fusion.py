@@ -1,0 +1,269 @@
+"""How the bands of two sources become one: activities, rules, fused bands.
+
+A zero-shot rule needs no training (Li, Wu & Kittler 2018, doi:10.1109/ICPR.2018.8546006;
+Lahoud & Suesstrunk 2019, arXiv:1905.03590): the backbone reads the coefficients of both
+sources, the l1-norm over the channels of a layer says how active each source is at each
+place, and the more active source gets the larger weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fusionflow.backbones import Trunk, Weights, load_trunk, named_backbone
+from fusionflow.config import Method
+from fusionflow.errors import ConfigurationError, InputError
+from fusionflow.wavelet import FloatArray, Subbands
+
+
+@dataclass(frozen=True)
+class BandPair:
+    """One band of both sources, and what the backbone sees in it.
+
+    Attributes
+    ----------
+    band : {"a", "h", "v", "d"}
+        Which band.
+    level : int
+        Its level, 1 the finest.
+    mri, pet : ndarray, (z, y', x') float32
+        Coefficients.
+    mri_activity, pet_activity : ndarray, (tap, z, y', x') float32
+        Non-negative; without taps if the rule reads no backbone.
+    temperature : float
+        Of the method.
+    """
+
+    band: str
+    level: int
+    mri: FloatArray
+    pet: FloatArray
+    mri_activity: FloatArray
+    pet_activity: FloatArray
+    temperature: float
+
+
+class WeighBand(Protocol):
+    """Turns a pair of bands into the weight of the MRI."""
+
+    def __call__(self, pair: BandPair) -> FloatArray:
+        """Return (z, y', x') float32 in 0..1; the PET gets the rest."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to weigh bands.
+
+    Attributes
+    ----------
+    name : str
+        What it is called in a method.
+    weigh : callable
+        `BandPair` -> weight of the MRI, (z, y', x') float32 in 0..1.
+    reads_backbone : bool
+        Whether it needs activities.
+    """
+
+    name: str
+    weigh: Callable[[BandPair], FloatArray]
+    reads_backbone: bool = False
+
+
+def _constant(value: float) -> WeighBand:
+    def weigh(pair: BandPair) -> FloatArray:
+        return np.full(pair.mri.shape, value, np.float32)
+
+    return weigh
+
+
+def _max_abs(pair: BandPair) -> FloatArray:
+    """Choose the coefficient of larger magnitude; the MRI where they are equal."""
+    return (np.abs(pair.mri) >= np.abs(pair.pet)).astype(np.float32)
+
+
+def _l1_soft(pair: BandPair) -> FloatArray:
+    """Share by activity: w = A_mri^(1/T) / (A_mri^(1/T) + A_pet^(1/T)), mean over the taps.
+
+    Where neither source has any, both get one half.
+    """
+    total = np.zeros(pair.mri.shape, np.float32)
+    for mri, pet in zip(pair.mri_activity, pair.pet_activity, strict=True):
+        largest = np.maximum(mri, pet)
+        safe = np.where(largest > 0, largest, 1)
+        # Dividing by the larger keeps the powers in 0..1 at any temperature.
+        power = np.float32(1 / pair.temperature)
+        mri_share, pet_share = (mri / safe) ** power, (pet / safe) ** power
+        both = mri_share + pet_share
+        total += np.where(largest > 0, mri_share / np.where(both > 0, both, 1), 0.5)
+    return total / np.float32(len(pair.mri_activity))
+
+
+#: The rules by name.
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("l1-soft", _l1_soft, reads_backbone=True),
+        Rule("max-abs", _max_abs),
+        Rule("average", _constant(0.5)),
+        Rule("mri", _constant(1.0)),
+        Rule("pet", _constant(0.0)),
+    )
+}
+
+
+def named_rule(name: str) -> Rule:
+    """Return the rule called `name`.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none.
+    """
+    if name not in RULES:
+        raise ConfigurationError(f"No rule is called {name!r}", f"Known are: {', '.join(RULES)}")
+    return RULES[name]
+
+
+def reads_backbone(method: Method) -> bool:
+    """Whether a method runs a network, having checked that its parts fit together.
+
+    Raises
+    ------
+    ConfigurationError
+        If its rule needs a backbone and there is none, or a name is unknown.
+    """
+    rule = named_rule(method.rule)
+    if not rule.reads_backbone:
+        return False
+    if method.backbone is None:
+        raise ConfigurationError(
+            f"Method {method.name}: rule {rule.name} needs a backbone", "Add `backbone: vgg19`"
+        )
+    named_backbone(method.backbone, method.taps)
+    return True
+
+
+def fuse_subbands(
+    mri: Subbands,
+    pet: Subbands,
+    method: Method,
+    weights: Weights | None = None,
+    *,
+    device: str = "cpu",
+) -> Subbands:
+    """Merge the bands of two stacks of slices.
+
+    Parameters
+    ----------
+    mri, pet : Subbands
+        Bands of the same slices of both sources.
+    method : Method
+        Rule, backbone and taps.
+    weights : Weights, optional
+        Of the backbone; needed if the rule reads one.
+    device : str
+        Where the backbone runs.
+
+    Returns
+    -------
+    Subbands
+        A, H, V, D: each ``w * mri + (1 - w) * pet`` with w in 0..1.
+
+    Raises
+    ------
+    InputError
+        If the sources do not have the same shape.
+    ConfigurationError
+        If the rule needs weights and there are none.
+    """
+    rule = named_rule(method.rule)
+    if mri.approximation.shape != pet.approximation.shape or mri.shape != pet.shape:
+        raise InputError(f"MRI slices of {mri.shape} and PET slices of {pet.shape} do not match")
+    pairs = list(zip(mri.bands(), pet.bands(), strict=True))
+    if reads_backbone(method):
+        if weights is None:
+            raise ConfigurationError(f"Method {method.name} needs the weights of {method.backbone}")
+        trunk = load_trunk(weights, method.taps, device)
+    fused: list[FloatArray] = []
+    for (band, level, of_mri), (_, _, of_pet) in pairs:
+        if rule.reads_backbone:
+            both = np.concatenate([of_mri, of_pet])
+            active = activity(both, band, level, trunk, method, device=device)
+            active_mri, active_pet = active[:, : len(of_mri)], active[:, len(of_mri) :]
+        else:
+            active_mri = active_pet = np.empty((0, *of_mri.shape), np.float32)
+        pair = BandPair(band, level, of_mri, of_pet, active_mri, active_pet, method.temperature)
+        w = rule.weigh(pair)
+        # Not pet + w * (mri - pet): with w = 1 this gives the MRI to the last bit.
+        fused.append(w * of_mri + (1 - w) * of_pet)
+    return Subbands.from_bands(fused, mri.shape)
+
+
+def activity(
+    coefficients: FloatArray,
+    band: str,
+    level: int,
+    trunk: Trunk,
+    method: Method,
+    *,
+    device: str = "cpu",
+) -> FloatArray:
+    """Return how much each place of a band has to tell.
+
+    The band is shown to the backbone as a picture in which no coefficient is black (band
+    ``a``) or middle grey (detail bands, which have both signs). Activity is the mean over
+    channels of how far a tap's features lie from those of the picture without coefficients,
+    so nothing gives exactly nothing, at the border too; then the mean over a window.
+
+    Parameters
+    ----------
+    coefficients : ndarray, (n, y', x') float32
+        One band of one or more stacks.
+    band, level : str, int
+        Which band; a level doubles the range of coefficients, which is undone here.
+    trunk : Trunk
+        The backbone.
+    method : Method
+        Gives window, batch and precision.
+    device : str
+        Where `trunk` is.
+
+    Returns
+    -------
+    ndarray, (tap, n, y', x') float32
+        Non-negative.
+    """
+    empty = 0.0 if band == "a" else 0.5
+    rows, columns = coefficients.shape[1:]
+    half = method.window // 2
+    out: list[list[torch.Tensor]] = []
+    bfloat16 = method.precision == "bfloat16"
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.split(":", maxsplit=1)[0], torch.bfloat16, enabled=bfloat16),
+    ):
+        blank = trunk(torch.full((1, 1, rows, columns), empty, device=device))
+        for start in range(0, len(coefficients), method.batch):
+            chunk = coefficients[start : start + method.batch] * np.float32(0.5**level)
+            images = torch.from_numpy(chunk)[:, None].to(device) + empty
+            maps = []
+            for features, nothing in zip(trunk(images), blank, strict=True):
+                l1 = (features - nothing).abs_().mean(1, keepdim=True, dtype=torch.float32)
+                local = functional.avg_pool2d(
+                    l1, method.window, stride=1, padding=half, count_include_pad=False
+                )
+                maps.append(
+                    functional.interpolate(
+                        local, size=(rows, columns), mode="bilinear", align_corners=False
+                    )[:, 0]
+                )
+            out.append(maps)
+        stacked = torch.stack([torch.cat(tap) for tap in zip(*out, strict=True)])
+    return stacked.cpu().numpy()

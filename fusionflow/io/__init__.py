@@ -1,0 +1,1 @@
+"""Reading and writing: NIfTI, BIDS, the Zarr store, derivatives."""

@@ -1,0 +1,155 @@
+"""The Zarr group of a scan: how it is laid out, written and read.
+
+A variable is one shard per scan (several for a large volume), its inner chunks are slabs.
+Writes are whole shards, each by one writer: a shard that two write loses data, and nothing
+in Zarr would say so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec
+
+from fusionflow.errors import StoreError
+from fusionflow.schema import Variable
+
+#: A scan has at most this many slabs, unless memory asks for more: a task costs milliseconds.
+MOST_SLABS = 4
+#: Slices that a slab has at least, where the scan has as many.
+LEAST_SLAB = 16
+#: float32 bytes of one variable in a slab.
+MOST_SLAB_BYTES = 64 * 2**20
+#: float32 bytes of one shard.
+MOST_SHARD_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the slices of a volume are grouped. It follows from the shape alone.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (z, y, x).
+    slab : int
+        Slices in a slab (an inner chunk); the last slab may have fewer.
+    shard : int
+        Slices in a shard, a whole number of slabs.
+    """
+
+    shape: tuple[int, int, int]
+    slab: int
+    shard: int
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, int, int]) -> Layout:
+        """Return the layout of volumes of that shape.
+
+        Examples
+        --------
+        >>> Layout.of_shape((94, 256, 256))
+        Layout(shape=(94, 256, 256), slab=24, shard=96)
+        """
+        slices, rows, columns = shape
+        slice_bytes = rows * columns * 4
+        slab = max(ceil(slices / MOST_SLABS), min(LEAST_SLAB, slices))
+        slab = max(1, min(slab, MOST_SLAB_BYTES // slice_bytes))
+        slabs = ceil(slices / slab)
+        in_shard = max(1, min(slabs, MOST_SHARD_BYTES // (slab * slice_bytes)))
+        return cls(shape, slab, slab * in_shard)
+
+    @property
+    def slabs(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each slab."""
+        return self._runs(self.slab)
+
+    @property
+    def shards(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each shard."""
+        return self._runs(self.shard)
+
+    def _runs(self, length: int) -> tuple[tuple[int, int], ...]:
+        slices = self.shape[0]
+        return tuple((start, min(start + length, slices)) for start in range(0, slices, length))
+
+
+def create_group(path: Path, layout: Layout, variables: Mapping[str, Variable]) -> zarr.Group:
+    """Make a new group with empty volumes.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    layout : Layout
+        Shape and chunks of the volumes.
+    variables : mapping of str to Variable
+        Those with dims (z, y, x).
+    """
+    group = zarr.open_group(path, mode="w-", zarr_format=3)
+    for name, variable in variables.items():
+        group.create_array(
+            name,
+            shape=layout.shape,
+            chunks=(layout.slab, *layout.shape[1:]),
+            shards=(layout.shard, *layout.shape[1:]),
+            dtype=variable.dtype,
+            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"),
+            dimension_names=variable.dims,
+            attributes={"units": variable.units, "long_name": variable.doc},
+        )
+    return group
+
+
+def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout: Layout) -> None:
+    """Write whole shards of a volume.
+
+    Raises
+    ------
+    StoreError
+        If `rows` do not begin and end with a shard: two writers of one shard lose data.
+    """
+    stop = start + len(rows)
+    if start % layout.shard or (stop % layout.shard and stop != layout.shape[0]):
+        raise StoreError(f"Slices {start} to {stop} of {name} in {path} are not whole shards")
+    array = zarr.open_array(path / name, mode="r+", zarr_format=3)
+    array[start:stop] = rows
+
+
+def read_rows(path: Path, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+    """Return slices `start` to `stop` of a volume, (stop - start, y, x)."""
+    array = zarr.open_array(path / name, mode="r", zarr_format=3)
+    return np.asarray(array[start:stop])
+
+
+def write_small(
+    group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...], **attributes: str
+) -> None:
+    """Write a small array as one chunk; text becomes the variable-length ``string`` type."""
+    values = np.asarray(values)
+    text = values.dtype.kind in "UTO"
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=tuple(max(1, length) for length in values.shape),
+        dtype="string" if text else values.dtype,
+        dimension_names=dims,
+        attributes=attributes,
+    )
+    array[...] = values.astype(object) if text else values
+
+
+def consolidate(path: Path) -> None:
+    """Gather the metadata of a finished group in one file, so that it opens with one read."""
+    with warnings.catch_warnings():
+        # It is an extension that zarr-python and xarray both read; others ignore it.
+        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+        zarr.consolidate_metadata(path, zarr_format=3)
