@@ -130,9 +130,7 @@ def read_rows(path: Path, name: str, start: int, stop: int) -> npt.NDArray[Any]:
     return np.asarray(array[start:stop])
 
 
-def write_small(
-    group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...], **attributes: str
-) -> None:
+def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...]) -> None:
     """Write a small array as one chunk; text becomes the variable-length ``string`` type."""
     values = np.asarray(values)
     text = values.dtype.kind in "UTO"
@@ -142,7 +140,6 @@ def write_small(
         chunks=tuple(max(1, length) for length in values.shape),
         dtype="string" if text else values.dtype,
         dimension_names=dims,
-        attributes=attributes,
     )
     array[...] = values.astype(object) if text else values
 

@@ -1,0 +1,259 @@
+"""An output folder as xarray objects, and the summary of all its scans."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from fusionflow.errors import GridError, ScanNotFoundError, StoreError
+from fusionflow.ledger import Failure, OutputPaths, Published, gather_index, read_index, write_bytes
+from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
+
+#: Affines that differ by less are one grid, mm.
+_SAME_AFFINE = 1e-4
+
+
+class Cohort:
+    """A fused cohort, as it was when it was opened.
+
+    It reads ``index.json`` and nothing else until a scan is asked for. A published version never
+    changes, so what was opened stays readable and the same while a run replaces scans.
+
+    Parameters
+    ----------
+    root : path-like
+        The output folder of a run.
+
+    Raises
+    ------
+    StoreError
+        If it holds no fused cohort.
+
+    Examples
+    --------
+    >>> cohort = open_cohort("out")                                    # doctest: +SKIP
+    >>> cohort.scan("sub-01").fused.isel(z=40).plot()                  # doctest: +SKIP
+    >>> cohort.metrics.ssim.sel(source="pet").to_series().describe()   # doctest: +SKIP
+    """
+
+    def __init__(self, root: str | PathLike[str]) -> None:
+        self.paths = OutputPaths(Path(root))
+        index = read_index(self.paths)
+        self._records = {record.label: record for record in index.published}
+        self.failures: tuple[Failure, ...] = index.failures
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the fused scans, sorted."""
+        return tuple(self._records)
+
+    def __len__(self) -> int:
+        """Return the number of fused scans."""
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the labels."""
+        return iter(self._records)
+
+    def __contains__(self, label: object) -> bool:
+        """Whether a scan is fused."""
+        return label in self._records
+
+    def __repr__(self) -> str:
+        """Return the folder and the number of scans."""
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"<Cohort {str(self.paths.root)!r}: {len(self)} scans fused{failed}>"
+
+    def record(self, label: str) -> Published:
+        """Return how a scan was made.
+
+        Raises
+        ------
+        ScanNotFoundError
+            If the cohort does not hold it.
+        """
+        try:
+            return self._records[label]
+        except KeyError:
+            some = ", ".join(self.labels[:5]) + (", ..." if len(self) > 5 else "")
+            raise ScanNotFoundError(
+                f"{self.paths.root} holds no fused scan {label!r}", f"It holds: {some or 'none'}"
+            ) from None
+
+    def scan(self, label: str) -> xr.Dataset:
+        """Return a scan, lazily.
+
+        Parameters
+        ----------
+        label : str
+            Such as ``sub-01_ses-02``.
+
+        Returns
+        -------
+        Dataset
+            ``mri``, ``pet``, ``fused`` (z, y, x) float32, ``mask`` (z, y, x) uint8, ``metrics``
+            (z, source, metric) and ``image_metrics`` (z, image_metric) float64, as Dask arrays
+            with a chunk for each slab; attributes ``affine``, ``method``, ``version`` and more.
+
+        Raises
+        ------
+        ScanNotFoundError
+            If the cohort does not hold it.
+        StoreError
+            If its files are gone.
+        """
+        record = self.record(label)
+        path = self.paths.version(label, record.version)
+        try:
+            return xr.open_zarr(path, chunks={}, consolidated=True)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"Cannot open {path}: {error}", "Run fusionflow again") from error
+
+    def tree(self, labels: Sequence[str] | None = None) -> xr.DataTree:
+        """Return scans as a tree, a node each; grids may differ.
+
+        Parameters
+        ----------
+        labels : sequence of str, optional
+            Which scans; all by default.
+        """
+        chosen = self.labels if labels is None else labels
+        return xr.DataTree.from_dict({label: self.scan(label) for label in chosen}, name="cohort")
+
+    def stack(self, labels: Sequence[str] | None = None) -> xr.Dataset:
+        """Return scans of one grid as one dataset.
+
+        Parameters
+        ----------
+        labels : sequence of str, optional
+            Which scans; all by default.
+
+        Returns
+        -------
+        Dataset
+            As `scan`, with a leading dimension ``scan``.
+
+        Raises
+        ------
+        GridError
+            If grids differ; the message names two scans.
+        """
+        chosen = list(self.labels if labels is None else labels)
+        first = self.record(chosen[0]) if chosen else None
+        for label in chosen:
+            other = self.record(label)
+            if first is not None and not _same_grid(first, other):
+                raise GridError(
+                    f"{first.label} {first.shape} and {other.label} {other.shape} are not on "
+                    "one grid",
+                    "Stack scans that share one, or look at them with .tree()",
+                )
+        if not chosen:
+            raise ScanNotFoundError("There are no scans to stack")
+        scans = [self.scan(label) for label in chosen]
+        names = xr.DataArray(np.array(chosen, dtype=object), dims="scan", name="scan")
+        return xr.concat(
+            scans, dim=names, data_vars="all", coords="minimal", join="exact",
+            compat="override", combine_attrs="drop_conflicts",
+        )  # fmt: skip
+
+    @property
+    def metrics(self) -> xr.Dataset:
+        """Scan-level figures: a variable for each metric, (scan, source) or (scan)."""
+        return metrics_dataset(list(self._records.values()))
+
+
+def _same_grid(a: Published, b: Published) -> bool:
+    return a.shape == b.shape and np.allclose(a.affine, b.affine, rtol=0, atol=_SAME_AFFINE)
+
+
+def open_cohort(root: str | PathLike[str]) -> Cohort:
+    """Open the output folder of a run.
+
+    Parameters
+    ----------
+    root : path-like
+        The folder.
+
+    Raises
+    ------
+    StoreError
+        If it holds no fused cohort.
+    """
+    return Cohort(root)
+
+
+def summarise(cohort: Cohort | str | PathLike[str]) -> xr.DataTree:
+    """Reduce slices to scans, subjects and the cohort.
+
+    Parameters
+    ----------
+    cohort : Cohort or path-like
+        An opened cohort, or an output folder.
+
+    Returns
+    -------
+    DataTree
+        The root holds the cohort: each metric (statistic, source) or (statistic), with statistics
+        n, mean, sd, median, q25 and q75 over subjects. ``/subjects`` and ``/scans`` hold the
+        figures they come from.
+
+    Raises
+    ------
+    NoScansError
+        If there are no scans.
+    ConfigurationError
+        If the scans were not all made with one method.
+    """
+    if not isinstance(cohort, Cohort):
+        cohort = open_cohort(cohort)
+    return summarise_records([cohort.record(label) for label in cohort])
+
+
+def write_summary(paths: OutputPaths) -> xr.DataTree:
+    """Summarise all published scans into ``group.zarr`` and the ``group_*.tsv`` tables.
+
+    Returns
+    -------
+    DataTree
+        What was written.
+
+    Raises
+    ------
+    NoScansError, ConfigurationError
+        As `summarise`.
+    StoreError
+        If it cannot be written.
+    """
+    summary = summarise_records(gather_index(paths).published)
+    aside = paths.root / f".group-{uuid.uuid4().hex[:8]}"
+    old = aside.with_suffix(".old")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            summary.to_zarr(aside, zarr_format=3, consolidated=True)
+        if paths.group_store.exists():
+            paths.group_store.rename(old)
+        aside.rename(paths.group_store)
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {paths.group_store}: {error.strerror or error}",
+            "Check space and permissions",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    for name, table in (
+        ("group_metrics.tsv", cohort_table(summary)),
+        ("group_scans.tsv", scan_table(summary)),
+    ):
+        text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
+        write_bytes(paths.root / name, text.encode())
+    return summary

@@ -1,0 +1,152 @@
+"""What lies beside the store for other tools: NIfTI, sidecars, pictures, in BIDS places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fusionflow
+from fusionflow.io.nifti import Orientation, write_volume
+from fusionflow.ledger import OutputPaths, write_bytes, write_json
+from fusionflow.pictures import mosaic, slices_to_show
+
+BIDS_VERSION = "1.10.0"
+
+_BIDSIGNORE = """\
+# BIDS has no name for fused images, nor for the store and the cohort summary.
+**/fused/
+scans/
+logs/
+index.json
+group*
+"""
+
+
+def relative_folder(subject: str, session: str | None) -> Path:
+    """Return where a scan's files go, relative to the output folder."""
+    folder = Path(f"sub-{subject}")
+    return (folder / f"ses-{session}" if session else folder) / "fused"
+
+
+def write_dataset_files(paths: OutputPaths, source: Path) -> None:
+    """Write ``dataset_description.json`` and ``.bidsignore``.
+
+    Raises
+    ------
+    StoreError
+        If the output folder cannot be written.
+    """
+    write_json(
+        paths.root / "dataset_description.json",
+        {
+            "Name": "PET/MRI fusion",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [
+                {
+                    "Name": "fusionflow",
+                    "Version": fusionflow.__version__,
+                    "Description": "Wavelet-domain fusion of PET and T1w MRI",
+                }
+            ],
+            "DatasetLinks": {"raw": source.resolve().as_uri()},
+            "SourceDatasets": [{"URL": source.resolve().as_uri()}],
+        },
+    )
+    write_bytes(paths.root / ".bidsignore", _BIDSIGNORE.encode())
+
+
+def write_scan_files(
+    folder: Path,
+    label: str,
+    fused: npt.NDArray[np.float32],
+    conformed: dict[str, npt.NDArray[Any]],
+    orientation: Orientation,
+    sidecar: dict[str, Any],
+    title: str,
+) -> tuple[str, ...]:
+    """Write a scan's fused NIfTI, its sidecar and the picture MRI | PET | fused.
+
+    Parameters
+    ----------
+    folder : Path
+        Existing folder.
+    label : str
+        Scan.
+    fused : ndarray, (z, y, x) float32
+        On the MRI's grid in RAS+.
+    conformed : dict
+        ``mri``, ``pet``, ``mask``, (z, y, x).
+    orientation : Orientation
+        Layout of the T1w file; the NIfTI gets the same.
+    sidecar : dict
+        Content of the JSON file.
+    title : str
+        Line above the picture.
+
+    Returns
+    -------
+    tuple of str
+        Names of the files.
+    """
+    names = tuple(f"{label}_fused{suffix}" for suffix in (".nii.gz", ".json", ".png"))
+    image, text, picture = (folder / name for name in names)
+    write_volume(image, fused.transpose(2, 1, 0), orientation, description="fusionflow")
+    text.write_text(json.dumps(sidecar, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    affine = orientation.ras_affine
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    mosaic(
+        {"MRI": conformed["mri"], "PET": conformed["pet"], "fused": fused},
+        slices_to_show(conformed["mask"]),
+        title,
+        (z, y, x),
+    ).save(picture)
+    return names
+
+
+def sidecar_content(
+    scan_sources: dict[str, str],
+    method: dict[str, Any],
+    weights: str | None,
+    version: str,
+    conformed: dict[str, Any],
+    notes: tuple[str, ...],
+) -> dict[str, Any]:
+    """Return the JSON sidecar of a fused image.
+
+    Parameters
+    ----------
+    scan_sources : dict
+        ``t1w`` and ``pet``: paths relative to the BIDS root.
+    method : dict
+        Every parameter.
+    weights : str or None
+        One line on the weights, None if no network was read.
+    version : str
+        Fingerprint of inputs and method.
+    conformed : dict
+        Scaling and resampling, as recorded.
+    notes : tuple of str
+        Warnings.
+    """
+    content: dict[str, Any] = {
+        "Description": (
+            "Fusion of T1w MRI and PET on the grid of the T1w image. "
+            "Not quantitative PET; for research use."
+        ),
+        "Units": "arbitrary",
+        "Sources": [f"bids:raw:{path}" for path in scan_sources.values()],
+        "SpatialReference": f"bids:raw:{scan_sources['t1w']}",
+        "Method": method,
+        "Version": version,
+        "SoftwareVersion": fusionflow.__version__,
+        "Conform": conformed,
+        "Warnings": list(notes),
+    }
+    if weights is not None:
+        content["Weights"] = weights
+    return content

@@ -1,0 +1,381 @@
+"""What is done, and what failed: small files, each replaced in one step.
+
+``scans/<label>/current.json`` names the published version of a scan. Writing it is the only
+commit point: before it, the scan is as it was; after it, everything it names is there and
+complete. ``index.json`` gathers these records for quick opening and can always be rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fusionflow.errors import StoreError
+
+INDEX_VERSION = 1
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """Where things lie in an output folder."""
+
+    root: Path
+
+    @property
+    def scans(self) -> Path:
+        """The Zarr groups and records of all scans."""
+        return self.root / "scans"
+
+    @property
+    def index(self) -> Path:
+        """The gathered records."""
+        return self.root / "index.json"
+
+    @property
+    def group_store(self) -> Path:
+        """The cohort's summary."""
+        return self.root / "group.zarr"
+
+    def scan(self, label: str) -> Path:
+        """Return the folder of a scan."""
+        return self.scans / label
+
+    def version(self, label: str, version: str) -> Path:
+        """Return the Zarr group of one version of a scan."""
+        return self.scan(label) / version
+
+    def current(self, label: str) -> Path:
+        """Return the record of a scan's published version."""
+        return self.scan(label) / "current.json"
+
+    def failure(self, label: str) -> Path:
+        """Return the record of a scan's last failure."""
+        return self.scan(label) / "failure.json"
+
+    def staging(self, label: str, token: str) -> Path:
+        """Return where a scan is made before it is published."""
+        return self.scan(label) / f".staging-{token}"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An input as it was read.
+
+    Attributes
+    ----------
+    path : str
+        Where it was.
+    size : int
+        Bytes.
+    mtime_ns : int
+        Time of the last change, ns since the epoch.
+    sha256 : str
+        Of the whole file.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    def is_unchanged(self) -> bool:
+        """Whether the file still has the size and time it was read with."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What ``current.json`` says.
+
+    Attributes
+    ----------
+    label, subject, session : str
+        Which scan; `session` is None where the cohort has none.
+    version : str
+        Name of the Zarr group.
+    request : str
+        Fingerprint of everything that was asked for (not of the inputs).
+    method : dict
+        Every parameter.
+    weights : str or None
+        One line on the weights; None if the method reads no network.
+    inputs : tuple of InputFile
+        T1w and PET.
+    frame_durations : tuple of float or None
+        Seconds of each PET frame, as the sidecar has them.
+    shape : tuple of int
+        (z, y, x).
+    affine : tuple of tuple of float
+        Voxel (x, y, z) to world mm (RAS+).
+    metrics : dict
+        Scan-level figures: by source for those against one source.
+    seconds : float
+        Of the DWT, the network, the rule and the inverse DWT.
+    notes : tuple of str
+        Warnings.
+    outputs : tuple of str
+        Files beside the store, relative to the output folder.
+    software : dict
+        Versions.
+    created : str
+        When, ISO 8601 in UTC.
+    """
+
+    label: str
+    subject: str
+    session: str | None
+    version: str
+    request: str
+    method: dict[str, Any]
+    weights: str | None
+    inputs: tuple[InputFile, ...]
+    frame_durations: tuple[float, ...] | None
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, ...], ...]
+    metrics: dict[str, Any]
+    seconds: float
+    notes: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    software: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    def is_what(
+        self, request: str, inputs: Sequence[Path], frame_durations: tuple[float, ...] | None
+    ) -> bool:
+        """Whether this was made from these inputs as they are now, and as `request` asks."""
+        return (
+            self.request == request
+            and [item.path for item in self.inputs] == [str(path) for path in inputs]
+            and self.frame_durations == frame_durations
+            and all(item.is_unchanged() for item in self.inputs)
+        )
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Published:
+        """Read the content of a record."""
+        known = {item.name for item in fields(cls)}
+        values = {key: value for key, value in content.items() if key in known}
+        values["inputs"] = tuple(InputFile(**item) for item in content["inputs"])
+        values["shape"] = tuple(content["shape"])
+        values["affine"] = tuple(tuple(row) for row in content["affine"])
+        durations = content["frame_durations"]
+        values["frame_durations"] = None if durations is None else tuple(durations)
+        for name in ("notes", "outputs"):
+            values[name] = tuple(content.get(name, ()))
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ``failure.json`` says: why a scan is not there.
+
+    Attributes
+    ----------
+    label : str
+        Which scan.
+    reason : str
+        What is wrong and what to do.
+    kind : str
+        Name of the exception.
+    request : str
+        Fingerprint of what was asked for.
+    created : str
+        When, ISO 8601 in UTC.
+    """
+
+    label: str
+    reason: str
+    kind: str
+    request: str = ""
+    created: str = ""
+
+
+def fingerprint(*parts: str) -> str:
+    """Return the SHA-256 of texts, in hexadecimal."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _encode(value: Any) -> Any:  # noqa: ANN401
+    """Return `value` with what JSON has no word for written as text, and NaN as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:  # noqa: ANN401
+    """Replace a JSON file in one step: a reader finds the old or the new one, whole.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; the old file is then as it was.
+    """
+    text = json.dumps(_encode(content), indent=indent, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step, after its content has reached the disk.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; the old file is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"Cannot write {path}: {error.strerror or error}", "Check space and permissions"
+        ) from error
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Return the content of a JSON file, or None where there is none.
+
+    Raises
+    ------
+    StoreError
+        If it is there and cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"Cannot read {path}: {error}", "Remove it and run again") from error
+
+
+def read_published(paths: OutputPaths, label: str) -> Published | None:
+    """Return the record of a scan's published version, or None where there is none."""
+    return _parse(paths.current(label), read_json(paths.current(label)), Published.from_json)
+
+
+def read_failure(paths: OutputPaths, label: str) -> Failure | None:
+    """Return the record of a scan's last failure, or None where there is none."""
+    return _parse(
+        paths.failure(label), read_json(paths.failure(label)), lambda item: Failure(**item)
+    )
+
+
+def _parse(path: Path, content: Any, parse: Any) -> Any:  # noqa: ANN401
+    if content is None:
+        return None
+    try:
+        return parse(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{path} is not a record of this version of fusionflow ({error!r})",
+            "Remove it and run again",
+        ) from error
+
+
+def publish(paths: OutputPaths, record: Published) -> None:
+    """Commit a scan: from here on its new version is the one that counts."""
+    write_json(paths.current(record.label), record.to_json())
+    paths.failure(record.label).unlink(missing_ok=True)
+
+
+def scan_labels(paths: OutputPaths) -> Iterator[str]:
+    """Yield the label of every scan that has a folder, sorted."""
+    if paths.scans.is_dir():
+        with os.scandir(paths.scans) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+        yield from (name for name in names if not name.startswith("."))
+
+
+@dataclass(frozen=True)
+class Index:
+    """Records of all scans.
+
+    Attributes
+    ----------
+    published : tuple of Published
+        Sorted by label.
+    failures : tuple of Failure
+        Sorted by label; a scan can be in both, if its last attempt failed.
+    """
+
+    published: tuple[Published, ...]
+    failures: tuple[Failure, ...]
+
+
+def gather_index(paths: OutputPaths) -> Index:
+    """Read the records of all scans."""
+    published, failures = [], []
+    for label in scan_labels(paths):
+        if (record := read_published(paths, label)) is not None:
+            published.append(record)
+        if (failure := read_failure(paths, label)) is not None:
+            failures.append(failure)
+    return Index(tuple(published), tuple(failures))
+
+
+def write_index(paths: OutputPaths) -> Index:
+    """Gather the records and replace ``index.json``."""
+    index = gather_index(paths)
+    content = {
+        "index": INDEX_VERSION,
+        "published": [record.to_json() for record in index.published],
+        "failures": [asdict(failure) for failure in index.failures],
+    }
+    write_json(paths.index, content, indent=None)
+    return index
+
+
+def read_index(paths: OutputPaths) -> Index:
+    """Return the gathered records, from the scans themselves where there is no index.
+
+    Raises
+    ------
+    StoreError
+        If the folder holds no output of fusionflow.
+    """
+    content = read_json(paths.index)
+    if content is None:
+        if not paths.scans.is_dir():
+            raise StoreError(
+                f"{paths.root} holds no fused cohort", "Make one: fusionflow run BIDS_DIR OUT_DIR"
+            )
+        return gather_index(paths)
+
+    def parse(content: Mapping[str, Any]) -> Index:
+        return Index(
+            tuple(Published.from_json(item) for item in content["published"]),
+            tuple(Failure(**item) for item in content["failures"]),
+        )
+
+    index: Index = _parse(paths.index, content, parse)
+    return index
+
+
+def discard(folder: Path) -> None:
+    """Remove a staging folder, as far as it is there."""
+    shutil.rmtree(folder, ignore_errors=True)

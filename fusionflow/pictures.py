@@ -1,0 +1,92 @@
+"""Pictures of slices, as a reader sees them: front up, the subject's left on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+
+_MARGIN = 6
+_TEXT = 14
+_INK = 235
+_PAPER = 0
+
+
+def grey(
+    image: FloatArray, pixel_size: tuple[float, float] = (1.0, 1.0), height: int = 220
+) -> Image.Image:
+    """Return an axial slice as a picture with square pixels.
+
+    Parameters
+    ----------
+    image : ndarray, (y, x)
+        RAS+ slice; 0 is shown black and 1 white.
+    pixel_size : tuple of float
+        Size of a voxel along (y, x), mm.
+    height : int
+        Pixels of the picture.
+    """
+    levels = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    rows, columns = image.shape
+    width = max(1, round(height * columns * pixel_size[1] / (rows * pixel_size[0])))
+    picture = Image.fromarray(np.ascontiguousarray(levels[::-1]))
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def slices_to_show(mask: npt.NDArray[Any], count: int = 6) -> list[int]:
+    """Return axial slices spread over the head, (z, y, x) mask in, slice numbers out."""
+    inside = np.flatnonzero(mask.any(axis=(1, 2)))
+    first, last = (int(inside[0]), int(inside[-1])) if len(inside) else (0, len(mask) - 1)
+    places = np.linspace(first, last, count + 2)[1:-1]
+    return sorted({round(place) for place in places})
+
+
+def mosaic(
+    volumes: Mapping[str, FloatArray],
+    slices: Sequence[int],
+    title: str,
+    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Image.Image:
+    """Return a row of axial slices for each volume.
+
+    Parameters
+    ----------
+    volumes : mapping of str to ndarray, (z, y, x)
+        Name of a row -> its volume, 0 black and 1 white.
+    slices : sequence of int
+        Slice numbers, one a column.
+    title : str
+        Text above the rows.
+    voxel_size : tuple of float
+        Along (z, y, x), mm.
+    """
+    font = ImageFont.load_default(size=_TEXT)
+    rows = {
+        name: [grey(volume[z], voxel_size[1:]) for z in slices] for name, volume in volumes.items()
+    }
+    width, height = next(iter(rows.values()))[0].size
+    label_width = max(int(font.getlength(name)) for name in rows) + 2 * _MARGIN
+    top = 2 * (_TEXT + _MARGIN) + _MARGIN
+    size = (
+        label_width + len(slices) * (width + _MARGIN),
+        top + len(rows) * (height + _MARGIN),
+    )
+    canvas = Image.new("L", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
+    for column, z in enumerate(slices):
+        left = label_width + column * (width + _MARGIN)
+        draw.text((left, _MARGIN * 2 + _TEXT), f"slice {z}", fill=_INK, font=font)
+        for row, pictures in enumerate(rows.values()):
+            canvas.paste(pictures[column], (left, top + row * (height + _MARGIN)))
+    for row, name in enumerate(rows):
+        middle = top + row * (height + _MARGIN) + height // 2
+        draw.text((_MARGIN, middle), name, fill=_INK, font=font, anchor="lm")
+    draw.text((label_width + 3, top + height // 2), "L", fill=_INK, font=font, anchor="lm")
+    draw.text((label_width + width - 3, top + height // 2), "R", fill=_INK, font=font, anchor="rm")
+    return canvas

@@ -1,0 +1,116 @@
+"""What a person sees while a run goes on: a bar on a terminal, otherwise a line a scan."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import xarray as xr
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from fusionflow.config import Method
+from fusionflow.runner import Event, Failed, Fused, Planned, Unchanged
+from fusionflow.summary import cohort_table
+
+
+class Display:
+    """Shows the events of a run.
+
+    Parameters
+    ----------
+    method : Method
+        What the run fuses with.
+    console : Console, optional
+        Where; by default the standard error stream, so that results can be piped.
+    """
+
+    def __init__(self, method: Method, console: Console | None = None) -> None:
+        self.method = method
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the bar as it is."""
+        self.progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, Planned):
+            self._begin(event)
+            return
+        if isinstance(event, Fused):
+            record = event.record
+            self._say(
+                f"[green]fused[/]  {escape(record.label)}  {record.shape[0]} slices, "
+                f"{record.seconds:.1f} s of fusion"
+            )
+            for note in record.notes:
+                if not note.startswith("The backbone has RANDOM weights"):  # said at the start
+                    self._say(f"         note: {escape(note)}")
+        elif isinstance(event, Unchanged):
+            self._say(f"same   {escape(event.label)}  as it was made before")
+        elif isinstance(event, Failed):
+            failure = event.failure
+            self._say(f"[red]failed[/] {escape(failure.label)}  {escape(failure.reason)}")
+            if failure.kind == "excluded":
+                return
+        if self.task is not None:
+            self.progress.advance(self.task)
+
+    def _begin(self, event: Planned) -> None:
+        self._say(f"{event.scans} scans with {self.method.name}; dashboard {event.dashboard}")
+        if event.weights is not None:
+            warn = "[bold yellow]WARNING[/] " if event.weights.is_random else ""
+            self._say(f"{warn}weights of {event.weights.backbone}: {event.weights.description}")
+        for note in event.notes:
+            self._say(f"note: {escape(note)}")
+        for item in event.excluded:
+            if not item.broken:
+                self._say(f"[yellow]skipped[/] {escape(item.label)}  {escape(item.reason)}")
+        self.task = self.progress.add_task("fusing", total=event.scans)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line)
+
+
+def print_summary(summary: xr.DataTree) -> None:
+    """Print the cohort figures as a table on the standard output."""
+    table = Table(
+        title=f"Cohort of {summary.attrs['subjects']} subjects, {summary.attrs['method']}"
+    )
+    for name in ("metric", "against", "unit", "mean", "sd", "median"):
+        table.add_column(name, justify="left" if name in ("metric", "against", "unit") else "right")
+    for row in cohort_table(summary).to_dict("records"):
+        figures = [f"{row[name]:.4g}" for name in ("mean", "sd", "median")]
+        table.add_row(row["metric"], row["source"], row["units"], *figures)
+    Console().print(table)
