@@ -7,29 +7,18 @@ because the network pads after normalising. The folding is exact up to rounding.
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional
 
-from fusionflow.errors import ChecksumError, ConfigurationError, WeightsError, WeightsNotFoundError
-
-logger = logging.getLogger(__name__)
-
-WEIGHTS_DIR_VARIABLE = "FUSIONFLOW_WEIGHTS_DIR"
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from fusionflow.errors import ConfigurationError
+from fusionflow.weights import Normalisation, Weights, checked_state, find_weights, read_state
 
 
 @dataclass(frozen=True)
@@ -100,148 +89,17 @@ def named_backbone(name: str, taps: Sequence[str]) -> Backbone:
     return backbone
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Which weights, in a form that travels to workers: a path and a checksum.
-
-    Attributes
-    ----------
-    backbone : str
-        The architecture that they are for.
-    identity : str
-        SHA-256 of the file, or ``random:SEED``.
-    path : Path or None
-        The file; None for random weights.
-    """
-
-    backbone: str
-    identity: str
-    path: Path | None = None
-
-    @property
-    def is_random(self) -> bool:
-        """Whether nothing was learned: the user asked for this by name."""
-        return self.path is None
-
-    @property
-    def description(self) -> str:
-        """One line for screens, sidecars and reports."""
-        if self.path is None:
-            return f"{self.identity} (RANDOM weights, not pretrained: for trying out only)"
-        return f"{self.path.name} (sha256 {self.identity[:12]})"
-
-
 def resolve_weights(spec: str, backbone_name: str) -> Weights:
-    """Find the weights that `spec` names. Nothing is ever replaced by something else.
-
-    Parameters
-    ----------
-    spec : str
-        - ``auto``: the folder ``FUSIONFLOW_WEIGHTS_DIR`` if that is set, otherwise as
-          ``torchvision``;
-        - ``torchvision``: torchvision's ImageNet weights, from its cache or its server;
-        - ``random:SEED``: random weights, for trying out;
-        - otherwise the path of a ``.safetensors`` or ``.pth`` file.
-    backbone_name : str
-        The architecture.
+    """Find the weights of a backbone, see `fusionflow.weights.find_weights`.
 
     Raises
     ------
     WeightsNotFoundError
         If they are not there, or there is no network to fetch them through.
     ConfigurationError
-        If the seed is not a whole number.
+        If `spec` makes no sense.
     """
-    if spec.startswith("random:"):
-        seed = spec.removeprefix("random:")
-        if not seed.isdecimal() or int(seed) >= 2**63:
-            raise ConfigurationError(
-                f"The seed in weights {spec!r} is not a whole number", "Write random:0"
-            )
-        return Weights(backbone_name, f"random:{int(seed)}")
-    folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
-    if spec == "auto" and folder:
-        path = _find_in_folder(Path(folder), backbone_name)
-    elif spec in ("auto", "torchvision"):
-        path = _fetch_torchvision(BACKBONES[backbone_name])
-    else:
-        path = Path(spec)
-        if not path.is_file():
-            raise WeightsNotFoundError(
-                f"No weights file {path}",
-                "Give the path of a .safetensors or .pth file, `torchvision`, or random:SEED",
-            )
-    weights = Weights(backbone_name, file_sha256(path), path.resolve())
-    logger.info("weights of %s: %s", backbone_name, path)
-    return weights
-
-
-def _find_in_folder(folder: Path, backbone_name: str) -> Path:
-    """Return the weights of a backbone in a folder: the shortest name that begins with it."""
-    found = [
-        path
-        for pattern in ("*.safetensors", "*.pth")
-        for path in folder.glob(f"{backbone_name}{pattern}")
-        if not path.name.removeprefix(backbone_name)[0].isalnum()
-    ]
-    if not found:
-        raise WeightsNotFoundError(
-            f"No weights of {backbone_name} in {folder} ({WEIGHTS_DIR_VARIABLE})",
-            f"Put {backbone_name}*.safetensors or {backbone_name}*.pth there",
-        )
-    return min(found, key=lambda path: (len(path.name), path.name))
-
-
-def _fetch_torchvision(backbone: Backbone) -> Path:
-    """Return torchvision's weights file, downloading it if it is not in torch's cache."""
-    url: str = backbone.pretrained.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            digest = path.stem.rsplit("-", 1)[-1]
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
-        except (OSError, RuntimeError) as error:
-            raise WeightsNotFoundError(
-                f"The pretrained weights of {backbone.name} are not on this machine and could "
-                f"not be downloaded ({error})",
-                f"Put them at {path}, or set {WEIGHTS_DIR_VARIABLE} to a folder that holds "
-                f"{backbone.name}*.safetensors or .pth, or pass --weights FILE; to try things "
-                "out without pretrained weights ask for them by name: --weights random:0",
-            ) from error
-    return path
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """What a network expects of its input: ``(x * scale - mean) / std`` in each channel."""
-
-    scale: float = 1.0
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str] | None) -> Normalisation:
-        """Read the header of a safetensors file; what it does not say is torchvision's."""
-        metadata = metadata or {}
-        default = cls()
-
-        def numbers(name: str, fallback: tuple[float, ...]) -> tuple[float, ...]:
-            if name not in metadata:
-                return fallback
-            return tuple(float(part) for part in metadata[name].split(","))
-
-        return cls(
-            scale=float(metadata.get("scale", default.scale)),
-            mean=numbers("mean", default.mean),
-            std=numbers("std", default.std),
-        )
+    return find_weights(spec, backbone_name, BACKBONES[backbone_name].pretrained.url)
 
 
 class Trunk(nn.Module):
@@ -335,8 +193,8 @@ def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
         normalisation = Normalisation()
         layers.load_state_dict(_random_state(layers, int(weights.identity[7:])), assign=True)
     else:
-        state, normalisation = _read_state(weights)
-        layers.load_state_dict(_checked_state(layers, state, weights.path), assign=True)
+        state, normalisation = read_state(weights)
+        layers.load_state_dict(checked_state(layers, state, weights.path), assign=True)
     return Trunk(list(layers), indices, normalisation)
 
 
@@ -351,62 +209,6 @@ def _random_state(layers: nn.Module, seed: int) -> dict[str, torch.Tensor]:
         else:
             state[name] = torch.zeros(tensor.shape)
     return state
-
-
-def _read_state(weights: Weights) -> tuple[dict[str, torch.Tensor], Normalisation]:
-    """Read ``features.*`` of a weights file; pickles are read as plain tensors only."""
-    path = weights.path
-    if path is None:
-        raise WeightsError("random weights have no file")
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise WeightsNotFoundError(
-            f"Cannot read the weights {path} on this worker: {error}",
-            "Put them in a folder that every worker can read",
-        ) from error
-    if found != weights.identity:
-        raise ChecksumError(
-            f"The weights {path} have SHA-256 {found[:12]}, not {weights.identity[:12]}",
-            "The file changed or is damaged: fetch it again",
-        )
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as stream:
-                state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-                normalisation = Normalisation.from_metadata(stream.metadata())
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            normalisation = Normalisation()
-    except (SafetensorError, RuntimeError, ValueError, OSError, EOFError) as error:
-        raise WeightsError(f"Cannot read the weights {path}: {error}") from error
-    except Exception as error:  # unpickling fails in many ways, all of them mean this
-        raise WeightsError(f"{path} is not a file of weights: {error}") from error
-    if not isinstance(state, Mapping):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, not weights by layer")
-    return dict(state), normalisation
-
-
-def _checked_state(
-    layers: nn.Module, state: Mapping[str, torch.Tensor], path: Path
-) -> dict[str, torch.Tensor]:
-    """Return the weights of `layers` in float32, having checked that all of them fit."""
-    checked = {}
-    for name, wanted in layers.state_dict().items():
-        key = f"features.{name}"
-        if key not in state:
-            raise WeightsError(
-                f"The weights {path} have no {key}",
-                "Choose taps that come before it, or a file that holds that layer",
-            )
-        tensor = state[key]
-        if tensor.shape != wanted.shape:
-            raise WeightsError(
-                f"The weights {path} have {key} of shape {tuple(tensor.shape)}, "
-                f"not {tuple(wanted.shape)}"
-            )
-        checked[name] = tensor.to(torch.float32).contiguous()
-    return checked
 
 
 @dataclass

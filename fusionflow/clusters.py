@@ -80,8 +80,15 @@ def _local(options: ClusterOptions) -> distributed.LocalCluster:
             memory_limit=int(memory / workers),
             dashboard_address=f"127.0.0.1:{_free_port(_DASHBOARD_PORT)}",
             local_directory=None if options.work_dir is None else str(options.work_dir),
-            silence_logs=logging.ERROR,
+            silence_logs=_dask_log_level(),
         )
+
+
+def _dask_log_level() -> int:
+    """Return what Dask may log: a failed task is reported as its scan's reason, once."""
+    if logging.getLogger("fusionflow").isEnabledFor(logging.DEBUG):
+        return logging.WARNING
+    return logging.CRITICAL
 
 
 def available_cores() -> int:

@@ -79,7 +79,7 @@ class Method(_Options):
         The network that is read, see `fusionflow.backbones.BACKBONES`.
     weights : str
         ``auto``, ``torchvision``, ``random:SEED``, or the path of a ``.safetensors`` or
-        ``.pth`` file, see `fusionflow.backbones.resolve_weights`.
+        ``.pth`` file, see `fusionflow.weights.find_weights`.
     taps : tuple of str
         Layers whose feature maps are read.
     window : int
@@ -90,6 +90,9 @@ class Method(_Options):
         Arithmetic of the backbone. Coefficients are float32 in any case.
     batch : int
         Band images in one forward pass of the backbone.
+    threads : int
+        CPU threads of one forward pass. They, like `batch`, can change last bits, so they belong
+        to the method and not to the machine; run more workers to use more cores.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Method(_Options):
     temperature: float = Field(default=0.5, gt=0, le=100)
     precision: Literal["float32", "bfloat16"] = "float32"
     batch: int = Field(default=16, ge=1, le=1024)
+    threads: int = Field(default=1, ge=1, le=1024)
 
     @field_validator("window")
     @classmethod
@@ -186,8 +190,6 @@ class ClusterOptions(_Options):
         Memory for all local workers together, in MB; None takes what the machine has.
     work_dir : Path or None
         Where workers spill to disk; None lets Dask choose.
-    torch_threads : int
-        Threads of one backbone forward.
     window : int or None
         Scans in flight; None takes two for each task that can run at a time.
     """
@@ -197,7 +199,6 @@ class ClusterOptions(_Options):
     threads_per_worker: int = Field(default=1, ge=1)
     memory_mb: int | None = Field(default=None, ge=256)
     work_dir: Path | None = None
-    torch_threads: int = Field(default=1, ge=1)
     window: int | None = Field(default=None, ge=1)
 
 

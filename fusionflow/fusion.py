@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fusionflow.backbones import Trunk, Weights, load_trunk, named_backbone
+from fusionflow.backbones import Trunk, load_trunk, named_backbone
 from fusionflow.config import Method
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.wavelet import FloatArray, Subbands
+from fusionflow.weights import Weights
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from fusionflow import fusion, schema, stages
-from fusionflow.backbones import Weights, resolve_weights
+from fusionflow import commit, fusion, schema, stages
+from fusionflow.backbones import resolve_weights
 from fusionflow.config import Method, named_method
 from fusionflow.errors import ConfigurationError
 from fusionflow.io.store import Layout
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS
 from fusionflow.placement import advertised, current_client, wishes
 from fusionflow.wavelet import check_levels
+from fusionflow.weights import Weights
 
 
 def check_dask_settings() -> None:
@@ -74,17 +75,17 @@ def scan_graph(job: stages.Job) -> Delayed:
     final: tuple[Any, ...]
     if len(shards) == 1:
         parts = [key("reconstruct", i) for i in range(len(slabs))]
-        final = (stages.commit_slabs, job, key("conform"), parts)
+        final = (commit.commit_slabs, job, key("conform"), parts)
     else:
         layers["write"] = {
             key("write", k): (
-                stages.write_shard, job, start,
+                commit.write_shard, job, start,
                 [key("reconstruct", i) for i, (z, _) in enumerate(slabs) if start <= z < stop],
             )
             for k, (start, stop) in enumerate(shards)
         }  # fmt: skip
         parts = [key("write", k) for k in range(len(shards))]
-        final = (stages.commit, job, key("conform"), parts)
+        final = (commit.commit, job, key("conform"), parts)
     layers["commit"] = {key("commit"): final}
     needs = {
         "decompose": {"conform"},
@@ -124,9 +125,7 @@ def _annotated(
     )
 
 
-def make_recipe(
-    method: Method, region: stages.Region = "frame", *, torch_threads: int = 1, gpus: int = 0
-) -> stages.Recipe:
+def make_recipe(method: Method, region: stages.Region = "frame", *, gpus: int = 0) -> stages.Recipe:
     """Resolve the weights of a method and say how it is to run.
 
     Raises
@@ -143,7 +142,6 @@ def make_recipe(
         method=method,
         weights=weights,
         region=region,
-        torch_threads=torch_threads,
         needs_gpu=bool(gpus) and weights is not None,
     )
 
@@ -153,7 +151,6 @@ def fuse(
     method: str | Method = "dwt-vgg19",
     *,
     region: stages.Region = "frame",
-    torch_threads: int = 1,
 ) -> xr.Dataset:
     """Fuse a scan lazily.
 
@@ -166,8 +163,6 @@ def fuse(
         A name, or a method of one's own.
     region : {"frame", "mask"}
         Where metrics are computed.
-    torch_threads : int
-        Threads of one forward of the backbone.
 
     Returns
     -------
@@ -192,7 +187,7 @@ def fuse(
     layout = Layout.of_shape((sizes[0], sizes[1], sizes[2]))
     check_levels(layout.shape[1:], method.wavelet)
     gpus = advertised(current_client())
-    recipe = make_recipe(method, region, torch_threads=torch_threads, gpus=gpus)
+    recipe = make_recipe(method, region, gpus=gpus)
     chunks = (layout.slab, *layout.shape[1:])
     sources = {
         name: da.asarray(scan[name].data).astype(np.float32).rechunk(chunks)

@@ -7,6 +7,7 @@ complete. ``index.json`` gathers these records for quick opening and can always 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -251,7 +252,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise StoreError(
             f"Cannot write {path}: {error.strerror or error}", "Check space and permissions"
         ) from error

@@ -14,20 +14,43 @@ Conventions, because published figures of the same name differ by them:
 - A figure that is not defined is NaN, never a flattering number.
 - Everything is computed in float64, one slice at a time: a slice's figures do not depend, in any
   bit, on the slices around it or on the number of threads.
+
+Slices pool to scans as each metric declares: see :mod:`fusionflow.pooling`.
+
+References
+----------
+mean_squared_error, rmse
+    Z. Wang, A. C. Bovik, "Mean squared error: love it or leave it?", IEEE Signal Processing
+    Magazine 26(1), 2009, equation 1 and its root.
+psnr
+    Q. Huynh-Thu, M. Ghanbari, "Scope of validity of PSNR in image/video quality assessment",
+    Electronics Letters 44(13), 2008.
+relative_rmse
+    S. F. Panesar, A. Ganatra, "Advancements in Transfer Learning Strategies for PET and MRI
+    Brain Image Fusion", IJISAE, 2024, table 1 (there named RMSE).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fusionflow.errors import InputError
+from fusionflow.information import (
+    Information,
+    entropy,
+    grey_levels,
+    joint_entropy,
+    mutual_information,
+    normalised_mutual_information,
+)
+from fusionflow.pixels import FloatArray, Image, Mask, consistent, counted_pixels, finite
+from fusionflow.pooling import Metric, pool_figures, pool_slices
+from fusionflow.ssim import mean_ssim, structural_similarity
 
 __all__ = [
     "IMAGE_METRICS",
@@ -40,31 +63,17 @@ __all__ = [
     "mean_squared_error",
     "mutual_information",
     "normalised_mutual_information",
+    "pool_figures",
     "pool_slices",
     "psnr",
     "relative_rmse",
     "rmse",
+    "root_mean_square",
     "slice_metrics",
     "structural_similarity",
 ]
 
-Image: TypeAlias = NDArray[np.floating[Any]]
-Mask: TypeAlias = NDArray[np.bool_ | np.integer[Any]]
-FloatArray: TypeAlias = NDArray[np.float64]
 Region: TypeAlias = Literal["frame", "mask"]
-
-LEVELS: Final = 256  # grey levels of the 8-bit picture that entropies are taken of
-SSIM_SIGMA: Final = 1.5
-SSIM_RADIUS: Final = 5  # a window of 11 pixels
-SSIM_C1: Final = 0.01**2
-SSIM_C2: Final = 0.03**2
-
-
-# ---------------------------------------------------------------- what is measured
-
-
-def _identity(values: FloatArray) -> FloatArray:
-    return values
 
 
 def _square(values: FloatArray) -> FloatArray:
@@ -82,36 +91,6 @@ def _psnr_from_mse(mse: FloatArray) -> FloatArray:
 
 def _mse_from_psnr(decibels: FloatArray) -> FloatArray:
     return np.power(10.0, decibels / -10.0)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a figure is, and how the figures of many slices become one.
-
-    Attributes
-    ----------
-    name : str
-        Short name, e.g. ``"ssim"``.
-    long_name : str
-        Name for tables and axes.
-    units : str
-        ``"1"``, ``"dB"`` or ``"bit"``.
-    value_range : tuple of float
-        Lowest and highest possible value.
-    better : {"higher", "lower", "neither"}
-        Which way is better. Entropies are ``"neither"``: noise raises them too.
-    forward, inverse : callable
-        Slices pool to ``inverse(mean(forward(figures)))``. Module-level functions, so that a
-        metric can be pickled.
-    """
-
-    name: str
-    long_name: str
-    units: str
-    value_range: tuple[float, float]
-    better: Literal["higher", "lower", "neither"]
-    forward: Callable[[FloatArray], FloatArray] = _identity
-    inverse: Callable[[FloatArray], FloatArray] = _identity
 
 
 SOURCES: Final = ("mri", "pet")
@@ -136,7 +115,23 @@ PAIR_METRICS: Final[tuple[Metric, ...]] = (
         forward=_square,
         inverse=_root,
     ),
-    Metric("rmse_relative", "error norm relative to source norm", "1", (0.0, math.inf), "lower"),
+    Metric(
+        "rmse_relative",
+        "error norm relative to source norm",
+        "1",
+        (0.0, math.inf),
+        "lower",
+        quotient=("rmse", "rms"),
+    ),
+    Metric(
+        "rms",
+        "root mean square of source",
+        "1",
+        (0.0, math.inf),
+        "neither",
+        forward=_square,
+        inverse=_root,
+    ),
     Metric("ssim", "structural similarity", "1", (-1.0, 1.0), "higher"),
     Metric("mi", "mutual information", "bit", (0.0, 8.0), "higher"),
     Metric("nmi", "normalised mutual information", "1", (0.0, 1.0), "higher"),
@@ -164,9 +159,6 @@ class SliceMetrics:
 
     pair: FloatArray
     image: FloatArray
-
-
-# ---------------------------------------------------------------- stacks of slices
 
 
 def slice_metrics(
@@ -205,63 +197,23 @@ def slice_metrics(
     >>> mri, pet = np.random.default_rng(0).random((2, 3, 32, 32))
     >>> metrics = slice_metrics(mri, pet, (mri + pet) / 2)
     >>> metrics.pair.shape, metrics.image.shape
-    ((3, 2, 9), (3, 2))
+    ((3, 2, 10), (3, 2))
     """
     if region not in get_args(Region):
         raise InputError(f"region {region!r} is not known", "Use 'frame' or 'mask'")
     if region == "mask" and mask is None:
         raise InputError("region 'mask' needs a mask, and none was given")
-    stacks, masks = _consistent({"mri": mri, "pet": pet, "fused": fused}, mask, ndim=3)
+    stacks, masks = consistent({"mri": mri, "pet": pet, "fused": fused}, mask, ndim=3)
 
     depth = len(stacks["fused"])
     pair = np.full((depth, len(SOURCES), len(PAIR_METRICS)), np.nan)
     image = np.full((depth, len(IMAGE_METRICS)), np.nan)
     for z in range(depth):
-        slices = {name: _finite(f"slice {z} of {name}", s[z]) for name, s in stacks.items()}
+        slices = {name: finite(f"slice {z} of {name}", s[z]) for name, s in stacks.items()}
         inside = None if masks is None else masks[z]
         if inside is None or inside.any():
             pair[z], image[z] = _figures(**slices, inside=inside if region == "mask" else None)
     return SliceMetrics(pair, image)
-
-
-def pool_slices(
-    metric: Metric,
-    values: NDArray[np.floating[Any]],
-    axis: int | tuple[int, ...] | None = 0,
-) -> FloatArray:
-    """Pool the figures of many slices into one, as the metric declares.
-
-    MSE pools to its mean, RMSE to the root of the mean of squares, PSNR to the PSNR of the mean
-    MSE, everything else to its mean. All slices weigh the same.
-
-    Parameters
-    ----------
-    metric : Metric
-        What the figures are.
-    values : ndarray
-        Figures of slices. NaN is a slice that does not count.
-    axis : int, tuple of int, or None
-        The axis or axes that hold slices; None for all.
-
-    Returns
-    -------
-    ndarray
-        `values` without `axis`; NaN where no slice counts.
-
-    Examples
-    --------
-    >>> rmse = next(metric for metric in PAIR_METRICS if metric.name == "rmse")
-    >>> float(pool_slices(rmse, np.array([1.0, 7.0, np.nan])))
-    5.0
-    """
-    figures = np.asarray(values, dtype=np.float64)
-    counts = ~np.isnan(figures)
-    with np.errstate(all="ignore"):
-        total = np.where(counts, metric.forward(figures), 0.0).sum(axis)
-        return np.asarray(metric.inverse(np.asarray(total / counts.sum(axis))))
-
-
-# ---------------------------------------------------------------- single figures
 
 
 def mean_squared_error(source: Image, fused: Image, mask: Mask | None = None) -> float:
@@ -283,13 +235,8 @@ def mean_squared_error(source: Image, fused: Image, mask: Mask | None = None) ->
     ------
     InputError
         Shapes or dtypes that do not fit, or values that are not finite.
-
-    References
-    ----------
-    Z. Wang, A. C. Bovik, "Mean squared error: love it or leave it?", IEEE Signal Processing
-    Magazine 26(1), 2009, equation 1.
     """
-    return _mse(*_pixels({"source": source, "fused": fused}, mask))
+    return _mse(*counted_pixels({"source": source, "fused": fused}, mask))
 
 
 def psnr(source: Image, fused: Image, mask: Mask | None = None) -> float:
@@ -302,11 +249,6 @@ def psnr(source: Image, fused: Image, mask: Mask | None = None) -> float:
     -------
     float
         In dB; infinite for identical images, NaN where no pixel counts.
-
-    References
-    ----------
-    Q. Huynh-Thu, M. Ghanbari, "Scope of validity of PSNR in image/video quality assessment",
-    Electronics Letters 44(13), 2008.
     """
     return float(_psnr_from_mse(np.asarray(mean_squared_error(source, fused, mask))))
 
@@ -320,11 +262,6 @@ def rmse(source: Image, fused: Image, mask: Mask | None = None) -> float:
     -------
     float
         0 or more, in display windows; NaN where no pixel counts.
-
-    References
-    ----------
-    Z. Wang, A. C. Bovik, "Mean squared error: love it or leave it?", IEEE Signal Processing
-    Magazine 26(1), 2009: the root of equation 1.
     """
     return math.sqrt(mean_squared_error(source, fused, mask))
 
@@ -339,211 +276,34 @@ def relative_rmse(source: Image, fused: Image, mask: Mask | None = None) -> floa
     float
         0 or more, no units; 1 for a fused image of zeros. NaN where no pixel counts or where the
         source is zero throughout, whatever the fused image.
-
-    References
-    ----------
-    S. F. Panesar, A. Ganatra, "Advancements in Transfer Learning Strategies for PET and MRI
-    Brain Image Fusion", IJISAE, 2024, table 1 (there named RMSE).
     """
-    return _relative_rmse(*_pixels({"source": source, "fused": fused}, mask))
+    return _relative_rmse(*counted_pixels({"source": source, "fused": fused}, mask))
 
 
-def structural_similarity(source: Image, fused: Image, mask: Mask | None = None) -> float:
-    r"""Mean structural similarity of one slice.
+def root_mean_square(source: Image, mask: Mask | None = None) -> float:
+    r"""Root mean square of an image, :math:`\|s\|_2 / \sqrt{N}`.
 
-    .. math:: \frac{(2 \mu_s \mu_f + C_1)(2 \sigma_{sf} + C_2)}
-                   {(\mu_s^2 + \mu_f^2 + C_1)(\sigma_s^2 + \sigma_f^2 + C_2)}
-
-    at every pixel, with means, variances and the covariance (of the population) weighted by an
-    11 x 11 Gaussian window of sigma 1.5; :math:`C_1 = 0.01^2` and :math:`C_2 = 0.03^2`, the data
-    range being 1. The mean is over the pixels around which the whole window fits, or over the
-    mask pixels, for which the image is continued by reflection at its border.
-
-    Parameters
-    ----------
-    source, fused : ndarray, shape (y, x), float32 or float64
-        The slice to compare.
-    mask : ndarray, shape (y, x), bool or integer, optional
-        Non-zero at the pixels that count. Windows may reach beyond the mask.
+    Parameters and errors are those of :func:`mean_squared_error`.
 
     Returns
     -------
     float
-        -1 to 1, no units; 1 for identical images. NaN for a slice of fewer than 11 pixels along
-        y or x, and for an empty mask.
-
-    Raises
-    ------
-    InputError
-        Shapes or dtypes that do not fit, or values that are not finite.
-
-    References
-    ----------
-    Z. Wang, A. C. Bovik, H. R. Sheikh, E. P. Simoncelli, "Image quality assessment: from error
-    visibility to structural similarity", IEEE Transactions on Image Processing 13(4), 2004,
-    equations 13 to 17.
+        0 or more, in display windows; NaN where no pixel counts.
     """
-    images, inside = _consistent({"source": source, "fused": fused}, mask, ndim=2)
-    first, second = (_finite(name, image) for name, image in images.items())
-    if inside is not None and not inside.any():
-        return math.nan
-    return _ssim([first], second, inside)[0]
-
-
-def entropy(image: Image, mask: Mask | None = None) -> float:
-    r"""Entropy of an image of 256 grey levels, :math:`-\sum_i p_i \log_2 p_i`.
-
-    Parameters
-    ----------
-    image : ndarray, float32 or float64
-        The pixels; 0..1 becomes the levels 0 to 255, rounded half up, and what is beyond is
-        clipped.
-    mask : ndarray of the same shape, bool or integer, optional
-        Non-zero at the pixels that count; all of them by default.
-
-    Returns
-    -------
-    float
-        0 (a constant image) to 8 bits; NaN where no pixel counts.
-
-    Raises
-    ------
-    InputError
-        Shapes or dtypes that do not fit, or values that are not finite.
-
-    References
-    ----------
-    C. E. Shannon, "A mathematical theory of communication", Bell System Technical Journal 27,
-    1948, section 6.
-
-    Examples
-    --------
-    >>> entropy(np.array([0.0, 0.0, 0.5, 1.0]))
-    1.5
-    """
-    (pixels,) = _pixels({"image": image}, mask)
-    return _entropy(np.bincount(_levels(pixels)))
-
-
-def joint_entropy(a: Image, b: Image, mask: Mask | None = None) -> float:
-    r"""Entropy of the pairs of grey levels, :math:`-\sum_{ij} p_{ij} \log_2 p_{ij}`.
-
-    Two images of one shape, otherwise as :func:`entropy`.
-
-    Returns
-    -------
-    float
-        0 to 16 bits, and not less than the entropy of either image; NaN where no pixel counts.
-
-    References
-    ----------
-    C. E. Shannon, "A mathematical theory of communication", Bell System Technical Journal 27,
-    1948, section 6.
-    """
-    return _information(*map(_levels, _pixels({"a": a, "b": b}, mask))).joint
-
-
-def mutual_information(a: Image, b: Image, mask: Mask | None = None) -> float:
-    """Mutual information of the grey levels, H(a) + H(b) - H(a, b).
-
-    Two images of one shape, otherwise as :func:`entropy`.
-
-    Returns
-    -------
-    float
-        0 to 8 bits, and not more than the entropy of either image; NaN where no pixel counts.
-
-    References
-    ----------
-    G. Qu, D. Zhang, P. Yan, "Information measure for performance of image fusion", Electronics
-    Letters 38(7), 2002, of which this is the term of one source.
-    """
-    return _information(*map(_levels, _pixels({"a": a, "b": b}, mask))).mutual
-
-
-def normalised_mutual_information(a: Image, b: Image, mask: Mask | None = None) -> float:
-    """Mutual information relative to the mean entropy, 2 MI / (H(a) + H(b)).
-
-    Two images of one shape, otherwise as :func:`entropy`.
-
-    Returns
-    -------
-    float
-        0 (independent) to 1 (each tells the other), no units. NaN where no pixel counts and
-        where both images are constant: then there is nothing to tell.
-
-    References
-    ----------
-    M. Hossny, S. Nahavandi, D. Creighton, "Comments on 'Information measure for performance of
-    image fusion'", Electronics Letters 44(18), 2008, of which this is the term of one source.
-    """
-    return _information(*map(_levels, _pixels({"a": a, "b": b}, mask))).normalised
-
-
-# ---------------------------------------------------------------- input
-
-
-def _consistent(
-    images: Mapping[str, Image], mask: Mask | None, ndim: int | None = None
-) -> tuple[dict[str, Image], NDArray[np.bool_] | None]:
-    """Return images of one shape by name, and their mask as booleans."""
-    arrays = {name: np.asarray(image) for name, image in images.items()}
-    first, shape = next((name, array.shape) for name, array in arrays.items())
-    for name, array in arrays.items():
-        if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
-            raise InputError(
-                f"{name} is {array.dtype}, not float32 or float64",
-                "Scale it so that 0..1 is the display window",
-            )
-        if ndim is not None and array.ndim != ndim:
-            raise InputError(f"{name} has {array.ndim} dimensions, not {ndim}")
-        if array.shape != shape:
-            raise InputError(f"{name} has shape {array.shape}, but {first} has {shape}")
-    if mask is None:
-        return arrays, None
-    mask = np.asarray(mask)
-    if mask.dtype.kind not in "bui":
-        raise InputError(f"mask is {mask.dtype}, neither bool nor integer")
-    if mask.shape != shape:
-        raise InputError(f"mask has shape {mask.shape}, but {first} has {shape}")
-    return arrays, mask != 0
-
-
-def _finite(what: str, image: Image) -> FloatArray:
-    """Return an image as contiguous float64, or refuse it for its values."""
-    # Within float32's range no square, and no product of squares, overflows in float64.
-    limit = float(np.finfo(np.float32).max)
-    pixels = np.ascontiguousarray(image, dtype=np.float64)
-    # NaN makes both comparisons false.
-    if not (pixels.min(initial=0.0) >= -limit and pixels.max(initial=0.0) <= limit):
-        raise InputError(
-            f"{what} holds values that are not finite, or beyond the range of float32",
-            "Replace them before measuring",
-        )
-    return pixels
-
-
-def _pixels(images: Mapping[str, Image], mask: Mask | None) -> list[FloatArray]:
-    """Return, for each image, the pixels that count."""
-    arrays, inside = _consistent(images, mask)
-    pixels = [_finite(name, array) for name, array in arrays.items()]
-    return pixels if inside is None else [array[inside] for array in pixels]
-
-
-# ---------------------------------------------------------------- one slice
+    return _rms(*counted_pixels({"source": source}, mask))
 
 
 def _figures(
     mri: FloatArray, pet: FloatArray, fused: FloatArray, inside: NDArray[np.bool_] | None
 ) -> tuple[list[list[float]], list[float]]:
     """Compute the pair and the image figures of one slice, or of its mask pixels."""
-    ssim = _ssim([mri, pet], fused, inside)
+    ssim = mean_ssim([mri, pet], fused, inside)
     if inside is not None:
         mri, pet, fused = mri[inside], pet[inside], fused[inside]
-    mri_levels, pet_levels, fused_levels = _levels(mri), _levels(pet), _levels(fused)
-    mri_fused = _information(mri_levels, fused_levels)
-    pet_fused = _information(pet_levels, fused_levels)
-    mri_pet = _information(mri_levels, pet_levels)
+    mri_levels, pet_levels, fused_levels = grey_levels(mri), grey_levels(pet), grey_levels(fused)
+    mri_fused = Information.of(mri_levels, fused_levels)
+    pet_fused = Information.of(pet_levels, fused_levels)
+    mri_pet = Information.of(mri_levels, pet_levels)
 
     pair = [
         _pair_figures(mri, fused, ssim[0], mri_fused),
@@ -554,7 +314,7 @@ def _figures(
 
 
 def _pair_figures(
-    source: FloatArray, fused: FloatArray, ssim: float, information: _Information
+    source: FloatArray, fused: FloatArray, ssim: float, information: Information
 ) -> list[float]:
     mse = _mse(source, fused)
     figures = {
@@ -562,6 +322,7 @@ def _pair_figures(
         "psnr": float(_psnr_from_mse(np.asarray(mse))),
         "rmse": math.sqrt(mse),
         "rmse_relative": _relative_rmse(source, fused),
+        "rms": _rms(source),
         "ssim": ssim,
         "mi": information.mutual,
         "nmi": information.normalised,
@@ -575,98 +336,10 @@ def _mse(source: FloatArray, fused: FloatArray) -> float:
     return float(np.square(fused - source).mean()) if fused.size else math.nan
 
 
+def _rms(source: FloatArray) -> float:
+    return math.sqrt(np.square(source).mean()) if source.size else math.nan
+
+
 def _relative_rmse(source: FloatArray, fused: FloatArray) -> float:
     norm = math.sqrt(np.square(source).sum())
     return math.sqrt(np.square(fused - source).sum()) / norm if norm else math.nan
-
-
-def _ssim(
-    sources: Sequence[FloatArray], fused: FloatArray, inside: NDArray[np.bool_] | None
-) -> list[float]:
-    """Compute the SSIM of a fused slice with each of its sources, over a non-empty mask."""
-    if min(fused.shape) < 2 * SSIM_RADIUS + 1:
-        return [math.nan] * len(sources)
-    if inside is not None:
-        inside, fused, *sources = _cut_to_mask(inside, fused, *sources)
-
-    mean_f, square_f = _local_mean(fused), np.square(fused)
-    figures = []
-    for source in sources:
-        mean_s = _local_mean(source)
-        product = mean_s * mean_f
-        squares = np.square(mean_s) + np.square(mean_f)
-        # Only the sum of the two variances is needed, so the squares are filtered as one.
-        variances = _local_mean(np.square(source) + square_f) - squares
-        covariance = _local_mean(source * fused) - product
-        # True but for rounding, and so SSIM stays in -1..1 for images far beyond the window.
-        np.maximum(variances, 0.0, out=variances)
-        np.clip(covariance, -variances / 2.0, variances / 2.0, out=covariance)
-        ssim = (2.0 * product + SSIM_C1) * (2.0 * covariance + SSIM_C2)
-        ssim /= (squares + SSIM_C1) * (variances + SSIM_C2)
-        figures.append(float((ssim if inside is None else ssim[inside]).mean()))
-    return figures
-
-
-def _cut_to_mask(inside: NDArray[np.bool_], *images: FloatArray) -> list[NDArray[Any]]:
-    """Cut a mask to its bounding box, and images to that and a window's reach around it."""
-    box, reach = [], []
-    for axis in (0, 1):
-        hits = np.flatnonzero(inside.any(axis=1 - axis))
-        box.append(slice(hits[0], hits[-1] + 1))
-        reach.append(slice(hits[0], hits[-1] + 1 + 2 * SSIM_RADIUS))
-    padded = (np.pad(image, SSIM_RADIUS, mode="symmetric") for image in images)
-    return [inside[*box], *(image[*reach] for image in padded)]
-
-
-def _gaussian_window() -> FloatArray:
-    offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
-    weights = np.exp(-0.5 * np.square(offsets / SSIM_SIGMA))
-    return weights / weights.sum()
-
-
-_WINDOW: Final = _gaussian_window()
-
-
-def _local_mean(image: FloatArray) -> FloatArray:
-    """Return the Gaussian-weighted mean around each pixel that has the whole window in `image`."""
-    for axis in (0, 1):
-        windows = sliding_window_view(image, len(_WINDOW), axis=axis)
-        image = np.einsum("yxw,w->yx", windows, _WINDOW)
-    return image
-
-
-def _levels(pixels: FloatArray) -> NDArray[np.intp]:
-    """Round to the grey levels of an 8-bit picture, as a flat array."""
-    scaled = np.clip(pixels.ravel(), 0.0, 1.0) * (LEVELS - 1) + 0.5
-    # Through uint8, which truncates: float64 to int64 at once is several times slower.
-    return scaled.astype(np.uint8).astype(np.intp)
-
-
-class _Information(NamedTuple):
-    """Entropies, in bits, of two images and of their pairs of grey levels."""
-
-    first: float
-    second: float
-    joint: float
-
-    @property
-    def mutual(self) -> float:
-        # Rounding may leave it a hair outside its bounds.
-        return min(max(self.first + self.second - self.joint, 0.0), self.first, self.second)
-
-    @property
-    def normalised(self) -> float:
-        total = self.first + self.second
-        return 2.0 * self.mutual / total if total else math.nan
-
-
-def _information(a: NDArray[np.intp], b: NDArray[np.intp]) -> _Information:
-    """Derive all entropies of two images of grey levels from their joint histogram."""
-    joint = np.bincount(a * LEVELS + b, minlength=LEVELS**2).reshape(LEVELS, LEVELS)
-    return _Information(_entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0)), _entropy(joint))
-
-
-def _entropy(counts: NDArray[np.intp]) -> float:
-    counts = counts[counts > 0]
-    total = counts.sum()
-    return float((counts * np.log2(total / counts)).sum() / total) if total else math.nan

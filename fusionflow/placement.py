@@ -53,7 +53,7 @@ def require_gpu() -> None:
     worker = getattr(thread_state, "execution_state", {}).get("worker")
     key = getattr(thread_state, "key", None)
     task = worker.state.tasks.get(key) if worker is not None else None
-    if task is None or not task.resource_restrictions.get(RESOURCE):
+    if task is None or not (task.resource_restrictions or {}).get(RESOURCE):
         raise PlacementError(
             "This fuse task needs a GPU worker of the cluster, but was submitted without asking "
             "for one (Dask loses resources when it optimises a graph)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from types import TracebackType
 from typing import Self
 
@@ -20,8 +21,11 @@ from rich.progress import (
 from rich.table import Table
 
 from fusionflow.config import Method
-from fusionflow.runner import Event, Failed, Fused, Planned, Unchanged
+from fusionflow.runner import Event, Failed, Fused, Planned, Started, Unchanged
 from fusionflow.summary import cohort_table
+
+#: Characters of a note that are shown while a run goes on; the sidecar and `status -v` hold it all.
+_NOTE = 110
 
 
 class Display:
@@ -68,6 +72,9 @@ class Display:
         if isinstance(event, Planned):
             self._begin(event)
             return
+        if isinstance(event, Started):
+            self._say(f"dashboard {event.dashboard}")
+            return
         if isinstance(event, Fused):
             record = event.record
             self._say(
@@ -76,7 +83,9 @@ class Display:
             )
             for note in record.notes:
                 if not note.startswith("The backbone has RANDOM weights"):  # said at the start
-                    self._say(f"         note: {escape(note)}")
+                    self._say(
+                        f"       note: {escape(textwrap.shorten(note, _NOTE, placeholder=' ...'))}"
+                    )
         elif isinstance(event, Unchanged):
             self._say(f"same   {escape(event.label)}  as it was made before")
         elif isinstance(event, Failed):
@@ -88,7 +97,7 @@ class Display:
             self.progress.advance(self.task)
 
     def _begin(self, event: Planned) -> None:
-        self._say(f"{event.scans} scans with {self.method.name}; dashboard {event.dashboard}")
+        self._say(f"{event.scans} scans with {self.method.name}")
         if event.weights is not None:
             warn = "[bold yellow]WARNING[/] " if event.weights.is_random else ""
             self._say(f"{warn}weights of {event.weights.backbone}: {event.weights.description}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -16,7 +17,6 @@ import distributed
 import xarray as xr
 
 from fusionflow import clusters, cohort, graph
-from fusionflow.backbones import Weights
 from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, FusionflowError, NoScansError
 from fusionflow.io.bids import Excluded, Scan, discover
@@ -36,6 +36,7 @@ from fusionflow.ledger import (
 from fusionflow.placement import advertised
 from fusionflow.stages import Job, Recipe
 from fusionflow.wavelet import check_levels
+from fusionflow.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,6 @@ class Planned:
         What it leaves out, and why.
     weights : Weights or None
         What the network runs with.
-    dashboard : str
-        Address of the Dask dashboard.
     notes : tuple of str
         On the dataset as a whole.
     """
@@ -66,8 +65,14 @@ class Planned:
     scans: int
     excluded: tuple[Excluded, ...]
     weights: Weights | None
-    dashboard: str
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The cluster is there; `dashboard` is the address of its dashboard."""
+
+    dashboard: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Failed:
     failure: Failure
 
 
-Event: TypeAlias = Planned | Unchanged | Fused | Failed
+Event: TypeAlias = Planned | Started | Unchanged | Fused | Failed
 
 
 @dataclass
@@ -180,9 +185,7 @@ def run(
         )
         report.skipped = [item for item in found.excluded if not item.broken]
         # Weights and method are looked at before anything starts or is written.
-        recipe = graph.make_recipe(
-            config.method, config.region, torch_threads=config.cluster.torch_threads
-        )
+        recipe = graph.make_recipe(config.method, config.region)
         broken = [item for item in found.excluded if item.broken]
         if not found.scans and not broken:
             raise NoScansError(
@@ -190,22 +193,18 @@ def run(
                 "fusionflow needs sub-*/[ses-*/]anat/*_T1w.nii[.gz] and pet/*_pet.nii[.gz]",
             )
         write_dataset_files(paths, source)
-        with contextlib.ExitStack() as stack:
-            if client is None:
-                client = stack.enter_context(clusters.connect(config.cluster))
-            tell(
-                Planned(
-                    scans=len(found.scans),
-                    excluded=found.excluded,
-                    weights=recipe.weights,
-                    dashboard=client.dashboard_link,
-                    notes=found.notes,
-                )
-            )
-            cohort_run = _CohortRun(source, paths, config, recipe, client, tell, report)
-            for item in broken:
-                cohort_run.fail(item.label, "excluded", item.reason)
-            cohort_run.fuse_all(found.scans)
+        tell(Planned(len(found.scans), found.excluded, recipe.weights, found.notes))
+        cohort_run = _CohortRun(source, paths, config, recipe, tell, report)
+        for item in broken:
+            cohort_run.fail(item.label, "excluded", item.reason)
+        todo = cohort_run.unfinished(found.scans)
+        first = next(todo, None)
+        if first is not None:  # else there is nothing to start a cluster for
+            with contextlib.ExitStack() as stack:
+                client = client or stack.enter_context(clusters.connect(config.cluster))
+                tell(Started(client.dashboard_link))
+                cohort_run.fuse_all(itertools.chain([first], todo), client)
+        write_index(paths)
     if "group" in levels and ("participant" not in levels or report.fused or report.unchanged):
         report.summary = cohort.write_summary(paths)
     return report
@@ -220,39 +219,45 @@ class _CohortRun:
         paths: OutputPaths,
         config: RunConfig,
         recipe: Recipe,
-        client: distributed.Client,
         tell: Callable[[Event], None],
         report: RunReport,
     ) -> None:
         self.source, self.paths, self.config = source, paths, config
-        self.client, self.tell, self.report = client, tell, report
-        gpus = advertised(client)
-        self.recipe = Recipe(
-            method=recipe.method,
-            weights=recipe.weights,
-            region=recipe.region,
-            torch_threads=recipe.torch_threads,
-            needs_gpu=bool(gpus) and recipe.weights is not None,
-        )
+        self.recipe, self.tell, self.report = recipe, tell, report
         identity = recipe.weights.identity if recipe.weights else None
         self.request = fingerprint(
             config.method.fingerprint(identity), config.conform.canonical(), config.region
         )
-        threads = sum(
-            worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()
-        )
-        self.window = config.cluster.window or max(2, 2 * threads)
 
-    def fuse_all(self, scans: Sequence[Scan]) -> None:
-        """Keep the window full until every scan is fused, found unchanged or failed."""
-        jobs = self._jobs(scans)
+    def unfinished(self, scans: Sequence[Scan]) -> Iterator[Scan]:
+        """Yield the scans that are to be fused, and tell of those that are done."""
+        for scan in scans:
+            try:
+                record = read_published(self.paths, scan.label)
+            except FusionflowError as error:
+                self.fail(scan.label, type(error).__name__, str(error))
+                continue
+            if record and self._is_done(record, scan):
+                self.report.unchanged.append(scan.label)
+                self.tell(Unchanged(scan.label))
+            else:
+                yield scan
+
+    def fuse_all(self, scans: Iterator[Scan], client: distributed.Client) -> None:
+        """Keep the window full until every scan is fused or failed."""
+        if advertised(client) and self.recipe.weights is not None:
+            self.recipe = replace(self.recipe, needs_gpu=True)
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        threads = sum(worker["nthreads"] for worker in workers)
+        window = self.config.cluster.window or max(2, 2 * threads)
+        jobs = self._planned(scans)
         in_flight: dict[distributed.Future, Job] = {}
-        done = distributed.as_completed(loop=self.client.loop)
+        done = distributed.as_completed(loop=client.loop)
         written = time.monotonic()
         try:
             while True:
-                while len(in_flight) < self.window and (job := next(jobs, None)) is not None:
-                    future = self.client.compute(graph.scan_graph(job), optimize_graph=False)
+                while len(in_flight) < window and (job := next(jobs, None)) is not None:
+                    future = client.compute(graph.scan_graph(job), optimize_graph=False)
                     in_flight[future] = job
                     done.add(future)
                 if not in_flight:
@@ -265,20 +270,15 @@ class _CohortRun:
                     written = time.monotonic()
         finally:
             if in_flight:  # interrupted
-                self.client.cancel(list(in_flight))
+                client.cancel(list(in_flight))
                 for job in in_flight.values():
                     discard(job.staging)
-            write_index(self.paths)
+                write_index(self.paths)
 
-    def _jobs(self, scans: Sequence[Scan]) -> Iterator[Job]:
-        """Plan the scans that are to be fused, one at a time."""
+    def _planned(self, scans: Iterator[Scan]) -> Iterator[Job]:
+        """Plan the scans, one at a time as there is room for it."""
         for scan in scans:
             try:
-                record = read_published(self.paths, scan.label)
-                if record and self._is_done(record, scan):
-                    self.report.unchanged.append(scan.label)
-                    self.tell(Unchanged(scan.label))
-                    continue
                 yield self._plan(scan)
             except FusionflowError as error:
                 self.fail(scan.label, type(error).__name__, str(error))

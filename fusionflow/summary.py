@@ -1,7 +1,8 @@
 """From slices to scans, subjects and the cohort, by reductions that are declared.
 
 Slices are pooled as each metric declares (`fusionflow.metrics.Metric`): the PSNR of a scan is
-that of its mean squared error, not a mean of decibels. Sessions of one person are not
+that of its mean squared error, not a mean of decibels, and its relative RMSE is that of all
+slices together. Sessions of one person are not
 independent, so they are pooled to one figure first, and cohort figures are over subjects.
 """
 
@@ -18,7 +19,7 @@ import xarray as xr
 
 from fusionflow.errors import ConfigurationError, NoScansError
 from fusionflow.ledger import Published
-from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, Metric, SliceMetrics, pool_slices
+from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, Metric, SliceMetrics, pool_figures
 from fusionflow.schema import SOURCES
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -86,15 +87,14 @@ def scan_figures(slices: SliceMetrics, seconds: float) -> dict[str, Any]:
         ``{metric: {source: figure}}``, and ``{metric: figure}`` for `SCAN_METRICS`. NaN where
         no slice has one.
     """
+    pair = pool_figures(PAIR_METRICS, slices.pair)
+    image = pool_figures(IMAGE_METRICS, slices.image)
     figures: dict[str, Any] = {
-        metric.name: {
-            source: float(pool_slices(metric, slices.pair[:, which, index]))
-            for which, source in enumerate(SOURCES)
-        }
+        metric.name: dict(zip(SOURCES, pair[:, index].tolist(), strict=True))
         for index, metric in enumerate(PAIR_METRICS)
     }
-    for index, metric in enumerate(IMAGE_METRICS):
-        figures[metric.name] = float(pool_slices(metric, slices.image[:, index]))
+    for metric, figure in zip(IMAGE_METRICS, image.tolist(), strict=True):
+        figures[metric.name] = figure
     figures[FUSION_TIME.name] = seconds / max(1, len(slices.image))
     return figures
 
@@ -198,13 +198,16 @@ def summarise_records(records: Sequence[Published]) -> xr.DataTree:
 def _by_subject(scans: xr.Dataset) -> xr.Dataset:
     """Pool the sessions of each subject as slices are pooled."""
     names, groups = np.unique(scans["subject"].values.astype(str), return_inverse=True)
-    variables = {}
-    for metric in (*PAIR_METRICS, *SCAN_METRICS):
-        array = scans[metric.name]
-        values = np.stack(
-            [pool_slices(metric, array.values[groups == index]) for index in range(len(names))]
+    variables: dict[str, Any] = {}
+    for metrics in (PAIR_METRICS, SCAN_METRICS):
+        of_scans = np.stack([scans[metric.name].values for metric in metrics], axis=-1)
+        pooled = np.stack(
+            [pool_figures(metrics, of_scans[groups == index]) for index in range(len(names))]
         )
-        variables[metric.name] = (("subject", *array.dims[1:]), values, array.attrs)
+        for index, metric in enumerate(metrics):
+            array = scans[metric.name]
+            dims = ("subject", *array.dims[1:])
+            variables[metric.name] = (dims, pooled[..., index], array.attrs)
     counts = np.bincount(groups, minlength=len(names)).astype(np.int64)
     return xr.Dataset(
         {**variables, "scans": ("subject", counts, {"long_name": "scans of the subject"})},

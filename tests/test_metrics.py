@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
-from fusionflow import metrics
+from fusionflow import information, metrics, pooling, ssim
 from fusionflow.errors import InputError
 from fusionflow.metrics import (
     IMAGE_METRICS,
@@ -30,10 +30,12 @@ from fusionflow.metrics import (
     mean_squared_error,
     mutual_information,
     normalised_mutual_information,
+    pool_figures,
     pool_slices,
     psnr,
     relative_rmse,
     rmse,
+    root_mean_square,
     slice_metrics,
     structural_similarity,
 )
@@ -41,9 +43,13 @@ from fusionflow.metrics import (
 PAIR_NAMES = [metric.name for metric in PAIR_METRICS]
 IMAGE_NAMES = [metric.name for metric in IMAGE_METRICS]
 BY_NAME = {metric.name: metric for metric in (*PAIR_METRICS, *IMAGE_METRICS)}
+MEANS = {name: metric for name, metric in BY_NAME.items() if metric.quotient is None}
+MODULES = (information, metrics, pooling, ssim)
+FROM_ELSEWHERE = {  # what is found in metrics, too
+    *("entropy", "joint_entropy", "mutual_information", "normalised_mutual_information"),
+    *("structural_similarity", "Metric", "pool_figures", "pool_slices"),
+}
 REGIONS = ("frame", "mask")
-
-# ---------------------------------------------------------------- oracles
 
 
 def oracle_levels(image):
@@ -102,13 +108,15 @@ PIXELWISE = {
         relative_rmse,
         lambda s, f: skimage.metrics.normalized_root_mse(s, f, normalization="euclidean"),
     ),
+    "rms": (
+        lambda s, f, mask=None: root_mean_square(s, mask),
+        lambda s, f: np.linalg.norm(s) / math.sqrt(s.size),
+    ),
     "mi": (mutual_information, oracle_mutual_information),
     "nmi": (normalised_mutual_information, oracle_normalised_mutual_information),
     "entropy": (lambda s, f, mask=None: entropy(s, mask), lambda s, f: oracle_entropy(s)),
     "joint_entropy": (joint_entropy, oracle_joint_entropy),
 }
-
-# ---------------------------------------------------------------- images
 
 
 def noise(shape, seed):
@@ -181,8 +189,6 @@ def arrays(low=-1.0, high=2.0, shape=None):
 pairs = st.tuples(arrays(), arrays())
 several_levels = st.tuples(arrays(0, 1, (9, 7)), arrays(0, 1, (9, 7)))
 examples = settings(max_examples=60, deadline=None)
-
-# ---------------------------------------------------------------- against oracles
 
 
 @pytest.mark.parametrize(("kind", "shape"), CASES)
@@ -260,9 +266,6 @@ def test_every_figure_of_a_stack_is_that_of_its_oracle(region, dtype):
         assert_allclose(found.image[z], [expected[n] for n in IMAGE_NAMES], rtol=0, atol=1e-9)
 
 
-# ---------------------------------------------------------------- closed forms
-
-
 def test_an_error_of_a_tenth_everywhere():
     source = noise((20, 20), seed=6)[0]
     fused = source + 0.1
@@ -328,9 +331,6 @@ def test_values_beyond_the_window_count_in_full_but_for_entropies():
         source + 1, source + 2
     )
     assert joint_entropy(source, np.linspace(-5, 0, 144).reshape(12, 12)) == 0
-
-
-# ---------------------------------------------------------------- identities
 
 
 @given(pairs)
@@ -431,9 +431,6 @@ def test_masked_ssim_sees_beyond_the_mask_and_pixelwise_figures_do_not():
     assert structural_similarity(source, edited, mask) != structural_similarity(source, fused, mask)
 
 
-# ---------------------------------------------------------------- stacks
-
-
 @pytest.mark.parametrize("region", REGIONS)
 def test_a_slices_figures_do_not_depend_on_its_slab_in_any_bit(region):
     mri, pet, fused, mask = scan((7, 29, 34))
@@ -528,9 +525,6 @@ def test_inputs_may_be_read_only_and_are_left_alone():
         assert_array_equal(stack, copy)
 
 
-# ---------------------------------------------------------------- what is not defined
-
-
 @pytest.mark.parametrize("shape", [(10, 40), (40, 10), (1, 1)])
 @pytest.mark.parametrize("region", REGIONS)
 def test_only_ssim_needs_a_frame_of_11_pixels(shape, region):
@@ -578,13 +572,10 @@ def test_zero_is_not_minus_zero():
     assert psnr(np.zeros(4), np.ones(4)) == 0
 
 
-# ---------------------------------------------------------------- pooling
-
-
 def test_what_pools_how():
     figures = np.array([1.0, 2.0, 4.0])
-    pooled = {name: float(pool_slices(metric, figures)) for name, metric in BY_NAME.items()}
-    assert pooled.pop("rmse") == pytest.approx(math.sqrt(7))
+    pooled = {name: float(pool_slices(metric, figures)) for name, metric in MEANS.items()}
+    assert pooled.pop("rmse") == pooled.pop("rms") == pytest.approx(math.sqrt(7))
     mean_mse = np.mean([10**-0.1, 10**-0.2, 10**-0.4])
     assert pooled.pop("psnr") == pytest.approx(-10 * math.log10(mean_mse))
     assert set(pooled.values()) == {figures.mean()}
@@ -600,15 +591,85 @@ def test_psnr_and_rmse_pool_as_mse_does(mse):
     assert pooled_rmse == pytest.approx(math.sqrt(pooled))
 
 
-def test_pooled_over_a_frame_mse_psnr_and_rmse_are_those_of_the_volume():
+@pytest.mark.parametrize("name", ["mse", "psnr", "rmse", "rms", "rmse_relative"])
+def test_pooled_over_a_frame_errors_are_those_of_the_volume(name):
     mri, pet, fused, _ = scan()
-    found = slice_metrics(mri, pet, fused).pair[:, SOURCES.index("pet")]
-    for name in ("mse", "psnr", "rmse"):
-        pooled = pool_slices(BY_NAME[name], found[:, PAIR_NAMES.index(name)])
-        assert float(pooled) == pytest.approx(PIXELWISE[name][0](pet, fused))
+    pooled = pool_figures(PAIR_METRICS, slice_metrics(mri, pet, fused).pair)
+    for source, image in enumerate((mri, pet)):
+        expected = PIXELWISE[name][0](image, fused)
+        assert pooled[source, PAIR_NAMES.index(name)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("metric", BY_NAME.values(), ids=BY_NAME)
+@given(st.data())
+@examples
+def test_figures_pool_one_metric_at_a_time_but_for_quotients(data):
+    shape = (4, len(SOURCES), len(PAIR_METRICS))
+    elements = st.floats(1e-3, 50) | st.just(math.nan)
+    figures = data.draw(hnp.arrays(np.float64, shape, elements=elements))
+    pooled = pool_figures(PAIR_METRICS, figures)
+    for index, metric in enumerate(PAIR_METRICS):
+        if metric.quotient is None:
+            expected = pool_slices(metric, figures[..., index])
+        else:
+            part, whole = (pooled[:, PAIR_NAMES.index(name)] for name in metric.quotient)
+            expected = part / whole
+        assert_array_equal(pooled[:, index], expected)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-4])
+def test_slices_that_hold_almost_no_source_do_not_inflate_the_relative_rmse(level):
+    mri, pet, fused, _ = scan()
+    pet[[0, 4]] = level  # top and bottom: no uptake, or next to none
+    found = slice_metrics(mri, pet, fused).pair
+    each = found[:, SOURCES.index("pet"), PAIR_NAMES.index("rmse_relative")]
+    assert np.isnan(each[[0, 4]]).all() if level == 0 else (each[[0, 4]] > 500).all()
+    pooled = pool_figures(PAIR_METRICS, found)[:, PAIR_NAMES.index("rmse_relative")]
+    # Their error counts, too.
+    assert_allclose(pooled, [relative_rmse(mri, fused), relative_rmse(pet, fused)])
+
+
+def test_a_quotient_takes_the_place_of_its_own_figures():
+    numerator = Metric("error", "error", "1", (0.0, 1.0), "lower")
+    ratio = Metric("ratio", "ratio", "1", (0.0, 1.0), "lower", quotient=("error", "whole"))
+    denominator = Metric("whole", "whole", "1", (0.0, 1.0), "neither")
+    figures = np.array([[9.0, 1.0, 1.0], [math.nan, 2.0, 3.0], [1e6, math.nan, math.nan]])
+    assert_allclose(pool_figures((ratio, numerator, denominator), figures), [0.75, 1.5, 2.0])
+
+
+@pytest.mark.parametrize("whole", [0.0, math.nan])
+def test_a_quotient_without_a_denominator_is_not_defined(whole):
+    figures = np.full((3, len(PAIR_METRICS)), 0.5)
+    figures[:, PAIR_NAMES.index("rms")] = whole
+    pooled = dict(zip(PAIR_NAMES, pool_figures(PAIR_METRICS, figures), strict=True))
+    assert math.isnan(pooled["rmse_relative"])
+    assert pooled["rmse"] == 0.5
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (3, 10)), (1, (2, 10)), (-2, (2, 10))])
+def test_figures_pool_over_any_axis_but_that_of_the_metrics(axis, shape):
+    figures = np.random.default_rng(16).random((2, 3, 10))
+    pooled = pool_figures(PAIR_METRICS, figures, axis)
+    assert pooled.shape == shape
+    assert_allclose(pooled[..., 0], figures.mean(axis)[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((4, 9), 0), ((4, 10), 1), ((4, 10), -1), ((10,), 0), ((10, 4), 1)]
+)
+def test_figures_whose_last_axis_is_not_the_metrics_are_refused(shape, axis):
+    with pytest.raises(InputError, match="Let the last axis run over the metrics"):
+        pool_figures(PAIR_METRICS, np.ones(shape), axis)
+
+
+def test_a_quotient_is_not_pooled_alone():
+    metric = BY_NAME["rmse_relative"]
+    with pytest.raises(InputError, match="with pool_figures"):
+        pool_slices(metric, np.ones(3))
+    with pytest.raises(InputError, match=r"rmse_relative cannot be pooled without rms$"):
+        pool_figures((BY_NAME["rmse"], metric), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("metric", MEANS.values(), ids=MEANS)
 @given(figures=hnp.arrays(np.float64, 5, elements=st.floats(1e-3, 50)), data=st.data())
 @examples
 def test_pooling_ignores_order_and_slices_that_do_not_count(metric, figures, data):
@@ -618,12 +679,20 @@ def test_pooling_ignores_order_and_slices_that_do_not_count(metric, figures, dat
     assert_allclose(pool_slices(metric, np.array(mixed)), pooled, rtol=1e-9)
 
 
-@pytest.mark.parametrize("metric", BY_NAME.values(), ids=BY_NAME)
+@pytest.mark.parametrize("metric", MEANS.values(), ids=MEANS)
 def test_no_slices_pool_to_nan(metric):
     assert math.isnan(pool_slices(metric, np.full(3, np.nan)))
     assert math.isnan(pool_slices(metric, np.empty(0)))
     mixed = pool_slices(metric, np.array([[np.nan, 0.5], [np.nan, 0.5]]))
     assert_allclose(mixed, [np.nan, 0.5])
+
+
+@pytest.mark.parametrize("slices", [0, 3])
+def test_no_slices_pool_to_nan_for_all_metrics_at_once(slices):
+    none = np.full((slices, len(SOURCES), len(PAIR_METRICS)), np.nan)
+    pooled = pool_figures(PAIR_METRICS, none)
+    assert pooled.shape == none.shape[1:]
+    assert np.isnan(pooled).all()
 
 
 def test_identical_slices_have_no_error_to_pool():
@@ -644,14 +713,11 @@ def test_pooling_takes_any_axes(axis, shape):
     assert_allclose(pooled, np.sqrt(np.mean(figures**2, axis=axis)))
 
 
-# ---------------------------------------------------------------- the declarations
-
-
 def test_metrics_and_their_order():
     assert SOURCES == ("mri", "pet")
-    assert PAIR_NAMES == (
-        ["mse", "psnr", "rmse", "rmse_relative", "ssim", "mi", "nmi", "entropy", "joint_entropy"]
-    )
+    errors, others = PAIR_NAMES[:5], PAIR_NAMES[5:]
+    assert errors == ["mse", "psnr", "rmse", "rmse_relative", "rms"]
+    assert others == ["ssim", "mi", "nmi", "entropy", "joint_entropy"]
     assert IMAGE_NAMES == ["entropy_fused", "joint_entropy_sources"]
 
 
@@ -667,6 +733,7 @@ def test_metric_is_declared_in_full(metric):
     assert metric.better in {"higher", "lower", "neither"}
     assert metric.value_range[0] < metric.value_range[1]
     assert (metric.units == "bit") == ("entropy" in metric.name or metric.name == "mi")
+    assert set(metric.quotient or ()) <= set(MEANS)
 
 
 @pytest.mark.parametrize("metric", PAIR_METRICS, ids=PAIR_NAMES)
@@ -697,21 +764,22 @@ def test_a_metric_pools_to_the_mean_unless_it_says_otherwise():
     assert pool_slices(metric, np.array([0.25, 0.75])) == 0.5
 
 
-def test_all_that_is_defined_here_for_others_is_public():
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_all_that_is_defined_here_for_others_is_public(module):
     defined = {
-        n for n, v in vars(metrics).items() if getattr(v, "__module__", "") == metrics.__name__
+        n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__
     }
     public = {name for name in defined if not name.startswith("_")}
-    assert set(metrics.__all__) == public | {"IMAGE_METRICS", "PAIR_METRICS", "SOURCES"}
+    constants = {name for name in module.__all__ if name.isupper()}
+    elsewhere = FROM_ELSEWHERE if module is metrics else set()
+    assert set(module.__all__) == public | constants | elsewhere
 
 
-def test_the_examples_in_the_docstrings_hold():
-    result = doctest.testmod(metrics)
+@pytest.mark.parametrize("module", [information, metrics, pooling], ids=lambda m: m.__name__)
+def test_the_examples_in_the_docstrings_hold(module):
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
-
-
-# ---------------------------------------------------------------- input that cannot be used
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -756,7 +824,10 @@ def test_stacks_that_do_not_fit_are_refused_with_the_reason(change, message):
 
 @pytest.mark.parametrize(
     "figure",
-    [*[ours for name, (ours, _) in PIXELWISE.items() if name != "entropy"], structural_similarity],
+    [
+        *[ours for name, (ours, _) in PIXELWISE.items() if name not in ("entropy", "rms")],
+        structural_similarity,
+    ],
 )
 def test_single_figures_refuse_what_does_not_fit(figure):
     image = np.zeros((12, 12))

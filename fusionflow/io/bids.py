@@ -52,7 +52,7 @@ REQUIRED_PET_FIELDS = (
 
 _LABEL = r"[0-9A-Za-z+]+"
 _FOLDER = re.compile(rf"(?:sub|ses)-{_LABEL}")
-_NAME = re.compile(rf"((?:[0-9A-Za-z]+-{_LABEL}_)*)([0-9A-Za-z]+)(\.nii|\.nii\.gz|\.json)")
+_NAME = re.compile(rf"((?:[0-9A-Za-z]+-{_LABEL}_)*)([0-9A-Za-z]+)(?:\.nii|\.nii\.gz|\.json)")
 _IMAGES = {"T1w": "anat", "pet": "pet"}
 
 
@@ -148,12 +148,11 @@ class _File:
     path: Path
     entities: Mapping[str, str]
     suffix: str
-    extension: str
 
     @property
-    def preference(self) -> tuple[Any, ...]:
-        own = len(self.entities.keys() - {"sub", "ses"})
-        return own, _natural(self.path.name)
+    def order(self) -> tuple[Any, ...]:
+        """Sort key: few entities first, then by name."""
+        return len(self.entities), _natural(self.path.name)
 
 
 @dataclass(frozen=True)
@@ -213,16 +212,11 @@ def discover(
 
     subjects = [name for name in folders if name.startswith("sub-")]
     wanted = _wanted("sub-", participant_labels)
-    if missing := sorted(wanted - set(subjects), key=_natural):
-        raise ConfigurationError(
-            f"{_some(missing)} not in {root}",
-            f"It holds {_some(subjects)}" if subjects else "It holds no sub-* folder",
-        )
+    _check_held(root, "sub-*", wanted, set(subjects))
     sessions_wanted = _wanted("ses-", session_labels)
     sessions_seen: set[str] = set()
 
-    scans: list[Scan] = []
-    excluded: list[Excluded] = []
+    places: list[Scan | Excluded] = []
     inherited = _sidecars(root, files)
     for name in subjects:
         if wanted and name not in wanted:
@@ -232,22 +226,16 @@ def discover(
         except OSError as error:
             found, seen = [_unlisted(name, error)], set()
         sessions_seen |= seen
-        scans += [scan for scan in found if isinstance(scan, Scan)]
-        excluded += [place for place in found if isinstance(place, Excluded)]
-
-    if missing := sorted(sessions_wanted - sessions_seen, key=_natural):
-        raise ConfigurationError(
-            f"{_some(missing)} not in {root}",
-            f"It holds {_some(sorted(sessions_seen, key=_natural))}"
-            if sessions_seen
-            else "It holds no ses-* folder",
-        )
+        places += found
+    _check_held(root, "ses-*", sessions_wanted, sessions_seen)
     notes = []
     if "dataset_description.json" not in files:
         notes.append(f"{root} has no dataset_description.json, which BIDS requires")
     if not subjects:
         notes.append(f"{root} holds no sub-* folder")
-    return Discovery(root, tuple(scans), tuple(excluded), tuple(notes))
+    scans = tuple(place for place in places if isinstance(place, Scan))
+    excluded = tuple(place for place in places if isinstance(place, Excluded))
+    return Discovery(root, scans, excluded, tuple(notes))
 
 
 def _subject(
@@ -304,39 +292,28 @@ def _place(
             return _unlisted(label, error)
         if datatype == "pet":
             sidecars += _sidecars(folder / datatype, names)
-        images: list[_File] = []
-        unnamed: list[str] = []
-        for name in names:
-            if not name.endswith((f"_{suffix}.nii", f"_{suffix}.nii.gz")):
-                continue
-            image = _parse(folder / datatype / name)
-            if image is None:
-                unnamed.append(name)
-            elif (image.entities.get("sub"), image.entities.get("ses")) != (subject, session):
-                return Excluded(
+        endings = (f"_{suffix}.nii", f"_{suffix}.nii.gz")
+        paths = [folder / datatype / name for name in names if name.endswith(endings)]
+        images = [image for path in paths if (image := _parse(path)) is not None]
+        unnamed = [path.name for path in paths if _parse(path) is None]
+        for image in images:
+            if (image.entities.get("sub"), image.entities.get("ses")) != (subject, session):
+                return _broken(
                     label,
                     f"{image.path} does not carry the labels of its folder ({label}): rename it, "
                     "or move it to where it belongs",
-                    broken=True,
                 )
-            else:
-                images.append(image)
-        images.sort(key=lambda image: image.preference)
+        images.sort(key=lambda image: image.order)
         if images:
             taken[suffix] = images[0]
             if images[0].path.name in dangling:
-                return Excluded(
+                return _broken(
                     label,
                     f"{images[0].path} is a link to content that is not here: fetch it, for "
                     "example with `datalad get` or `git annex get`",
-                    broken=True,
                 )
         elif unnamed:
-            return Excluded(
-                label,
-                f"{folder / datatype / unnamed[0]} is not a BIDS name: rename it",
-                broken=True,
-            )
+            return _broken(label, f"{folder / datatype / unnamed[0]} is not a BIDS name: rename it")
         if len(images) > 1:
             left = ", ".join(image.path.name for image in images[1:])
             notes.append(f"{images[0].path.name} is taken; {left} left")
@@ -352,14 +329,10 @@ def _place(
 
 def _inherit(image: _File, sidecars: Iterable[_Sidecar]) -> tuple[dict[str, Any], list[str]]:
     """Merge the sidecars that apply to an image, given from far to near."""
-    fields: dict[str, Any] = {}
-    applied, notes = 0, []
-    for sidecar in sidecars:
-        if sidecar.file.entities.items() <= image.entities.items():
-            applied += 1
-            fields.update(sidecar.fields)
-            if sidecar.problem:
-                notes.append(sidecar.problem)
+    own = image.entities.items()
+    applied = [sidecar for sidecar in sidecars if sidecar.file.entities.items() <= own]
+    fields = {name: value for sidecar in applied for name, value in sidecar.fields.items()}
+    notes = [sidecar.problem for sidecar in applied if sidecar.problem]
     if not applied:
         notes.append(f"{image.path.name} has no JSON sidecar")
     elif lacking := [name for name in REQUIRED_PET_FIELDS if name not in fields]:
@@ -376,7 +349,7 @@ def _sidecars(folder: Path, names: Iterable[str]) -> list[_Sidecar]:
         and (file := _parse(folder / name)) is not None
         and file.suffix == "pet"
     ]
-    files.sort(key=lambda file: (len(file.entities), _natural(file.path.name)))
+    files.sort(key=lambda file: file.order)
     return [_Sidecar(file, *_read_json(file.path)) for file in files]
 
 
@@ -398,11 +371,9 @@ def _parse(path: Path) -> _File | None:
     match = _NAME.fullmatch(path.name)
     if match is None:
         return None
-    pairs = [tuple(part.split("-")) for part in match[1].split("_") if part]
-    entities = {key: value for key, value in pairs}
-    if len(entities) < len(pairs):
-        return None
-    return _File(path, entities, match[2], match[3])
+    pairs = re.findall(r"([^-_]+)-([^-_]+)_", match[1])
+    entities = dict(pairs)
+    return _File(path, entities, match[2]) if len(entities) == len(pairs) else None
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str], set[str]]:
@@ -437,18 +408,30 @@ def _wanted(prefix: str, labels: Sequence[str]) -> set[str]:
     return {prefix + label.removeprefix(prefix) for label in labels}
 
 
+def _check_held(root: Path, kind: str, wanted: set[str], held: set[str]) -> None:
+    """Refuse folders that were asked for and are not in the dataset."""
+    if missing := sorted(wanted - held, key=_natural):
+        known = sorted(held, key=_natural)
+        raise ConfigurationError(
+            f"{_some(missing)} not in {root}",
+            f"It holds {_some(known)}" if known else f"It holds no {kind} folder",
+        )
+
+
 def _label(subject: str, session: str | None) -> str:
     return f"sub-{subject}" if session is None else f"sub-{subject}_ses-{session}"
 
 
-def _bad_label(folder: Path, label: str) -> Excluded:
-    reason = f"{folder} is not a BIDS name: rename it with letters, digits and + only"
+def _broken(label: str, reason: str) -> Excluded:
     return Excluded(label, reason, broken=True)
+
+
+def _bad_label(folder: Path, label: str) -> Excluded:
+    return _broken(label, f"{folder} is not a BIDS name: rename it with letters, digits and + only")
 
 
 def _unlisted(label: str, error: OSError) -> Excluded:
-    reason = f"{error.filename} cannot be listed: {error.strerror}: make it readable"
-    return Excluded(label, reason, broken=True)
+    return _broken(label, f"{error.filename} cannot be listed: {error.strerror}: make it readable")
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -17,23 +17,26 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import (
-    aff2axcodes,
-    apply_orientation,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
-from nibabel.volumeutils import shape_zoom_affine
+from nibabel.orientations import apply_orientation, ornt_transform
 
 from fusionflow.errors import GridError, ImageError, StoreError
+from fusionflow.io.nifti_header import (
+    AGAIN,
+    GET,
+    HEADER_BYTES,
+    Affine,
+    ImageHeader,
+    Orientation,
+    header_like,
+    parse_header,
+)
 
 __all__ = [
+    "Affine",
     "ImageHeader",
     "Orientation",
     "Volume",
@@ -42,121 +45,9 @@ __all__ = [
     "write_volume",
 ]
 
-Affine: TypeAlias = npt.NDArray[np.float64]
-NiftiHeader: TypeAlias = nib.Nifti1Header
-
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 _GZIP_MAGIC = b"\x1f\x8b"
-# DEFLATE cannot do better: a match of 258 bytes costs two bits at least (zlib technical notes).
-_MOST_EXPANSION = 1032
 _CHUNK = 1 << 22
-_ALIGNED = 2
-_LAST_CODE = 5
-_FLAT = 1e-6
-# Storing a quaternion as float32 can turn it by 1e-3 rad (near half turns, such as LPS), so a qform
-# that was made from its sform can be 0.4 mm off at a corner: only more is a disagreement.
-_SAME_PLACE_VOXELS = 1.0
-
-_AGAIN = "Fetch or convert it again"
-_GET = "Fetch it, for example with `datalad get`, `git annex get` or `git lfs pull`"
-_CONVERT = "Convert it to a single-file NIfTI-1 (.nii or .nii.gz), for example with dcm2niix"
-
-
-@dataclass(frozen=True, eq=False)
-class Orientation:
-    """How a file on disk lays out its voxels.
-
-    It is all that is needed to write an array in RAS+ back in the layout of that file, and is small
-    enough to travel with a task.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape (i, j, k) of the file's voxel array, without frames.
-    affine : ndarray, (4, 4) float64
-        File voxel indices -> world mm (RAS+).
-    axcodes : tuple of str
-        Direction in which each file axis grows, such as ``("L", "A", "S")``.
-    qform_code, sform_code : int
-        NIfTI codes of the two transforms in the file.
-    qform : ndarray, (4, 4) float64, optional
-        The file's qform, where it has a valid one; it can differ from the affine, which is the
-        sform where there are both.
-    """
-
-    shape: tuple[int, int, int]
-    affine: Affine
-    axcodes: tuple[str, str, str]
-    qform_code: int = 0
-    sform_code: int = _ALIGNED
-    qform: Affine | None = None
-
-    @property
-    def to_ras(self) -> npt.NDArray[np.float64]:
-        """Permutation and flips from file axes to RAS+ axes, (3, 2), as nibabel writes them."""
-        return np.asarray(io_orientation(self.affine))
-
-    @property
-    def ras_shape(self) -> tuple[int, int, int]:
-        """Shape (x, y, z) after the flips and permutations to RAS+."""
-        where = self.to_ras[:, 0].astype(int)
-        x, y, z = (self.shape[int(np.flatnonzero(where == axis)[0])] for axis in range(3))
-        return x, y, z
-
-    @property
-    def ras_affine(self) -> Affine:
-        """Affine (4, 4) of the RAS+ array: its voxel indices (x, y, z) -> world mm."""
-        return np.asarray(self.affine @ inv_ornt_aff(self.to_ras, self.shape), dtype=np.float64)
-
-
-@dataclass(frozen=True, eq=False)
-class ImageHeader:
-    """What the header of an image says, checked.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape (i, j, k) or (i, j, k, frame) as stored; trailing axes of length 1 are left out.
-    dtype : numpy.dtype
-        Stored type, byte order included.
-    slope, intercept : float
-        Value = stored * slope + intercept.
-    offset : int
-        Byte at which the voxels start.
-    orientation : Orientation
-        The layout of the file.
-    notes : tuple of str
-        What a person should know about it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    slope: float
-    intercept: float
-    offset: int
-    orientation: Orientation
-    notes: tuple[str, ...] = ()
-
-    @property
-    def affine(self) -> Affine:
-        """File voxel indices -> world mm (RAS+), (4, 4)."""
-        return self.orientation.affine
-
-    @property
-    def axcodes(self) -> tuple[str, str, str]:
-        """Direction in which each file axis grows."""
-        return self.orientation.axcodes
-
-    @property
-    def zooms(self) -> tuple[float, float, float]:
-        """Voxel size in mm along each file axis, from the affine."""
-        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
-        return i, j, k
-
-    @property
-    def n_frames(self) -> int:
-        """Number of frames; 1 for a 3-D image."""
-        return self.shape[3] if len(self.shape) == 4 else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +98,9 @@ def read_header(path: str | os.PathLike[str]) -> ImageHeader:
     path = Path(path)
     with _saying_what_is_wrong(path), path.open("rb") as stored:
         stream, compressed = _content(stored)
-        return _parse(path, stream.read(540), os.fstat(stored.fileno()).st_size, compressed)
+        return parse_header(
+            path, stream.read(HEADER_BYTES), os.fstat(stored.fileno()).st_size, compressed
+        )
 
 
 def read_volume(
@@ -239,7 +132,7 @@ def read_volume(
     with _saying_what_is_wrong(path):
         stored = path.read_bytes()
         stream, compressed = _content(io.BytesIO(stored))
-        header = _parse(path, stream.read(540), len(stored), compressed)
+        header = parse_header(path, stream.read(HEADER_BYTES), len(stored), compressed)
         weights, notes = _frame_weights(path, header, frame_durations)
         stream.seek(header.offset)
         values = _mean_frame(stream, header, weights)
@@ -249,7 +142,7 @@ def read_volume(
     finite = np.isfinite(values)
     nonfinite = values.size - int(np.count_nonzero(finite))
     if nonfinite == values.size:
-        raise ImageError(f"{path} holds no finite value: every voxel is NaN or infinite", _AGAIN)
+        raise ImageError(f"{path} holds no finite value: every voxel is NaN or infinite", AGAIN)
     if nonfinite:
         notes += (f"{nonfinite} of {values.size} voxels held NaN or infinity and were set to 0",)
     lowest = values.min(where=finite, initial=np.inf)
@@ -319,7 +212,7 @@ def write_volume(
             if path.name.endswith(".gz"):
                 # No file name and no time in the gzip header: the same array, the same bytes.
                 sink = files.enter_context(gzip.GzipFile("", "wb", 1, sink, mtime=0))
-            sink.write(_header_like(like, description).binaryblock + bytes(4))
+            sink.write(header_like(like, description).binaryblock + bytes(4))
             for k in range(stored.shape[2]):
                 sink.write(stored[:, :, k].tobytes(order="F"))
         temporary.replace(path)
@@ -333,23 +226,6 @@ def write_volume(
             temporary.unlink()
 
 
-def _header_like(like: Orientation, description: str) -> NiftiHeader:
-    """Build the NIfTI-1 header of a float32 image that is laid out like another."""
-    header = nib.Nifti1Header(endianness="<")
-    header.set_data_dtype(np.float32)
-    header.set_data_shape(like.shape)
-    header.set_xyzt_units("mm")
-    header["descrip"] = description.encode("ascii", "replace")[:79]
-    header["magic"] = b"n+1"
-    header["vox_offset"] = 352
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    qform = like.affine if like.qform is None else like.qform
-    header.set_qform(qform, code=like.qform_code)  # sets the zooms, too
-    if like.sform_code or not like.qform_code:
-        header.set_sform(like.affine, code=like.sform_code or _ALIGNED)
-    return header
-
-
 @contextlib.contextmanager
 def _saying_what_is_wrong(path: Path) -> Iterator[None]:
     """Turn what goes wrong while a file is read into an `ImageError` with a mend."""
@@ -357,10 +233,10 @@ def _saying_what_is_wrong(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise ImageError(f"{path} is a link to content that is not here", _GET) from error
+            raise ImageError(f"{path} is a link to content that is not here", GET) from error
         raise ImageError(f"{path} is not there", "Check the path") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ImageError(f"{path} is truncated or damaged: {error}", _AGAIN) from error
+        raise ImageError(f"{path} is truncated or damaged: {error}", AGAIN) from error
     except OSError as error:
         raise ImageError(
             f"{path} cannot be read: {error.strerror or error}",
@@ -375,138 +251,6 @@ def _content(stored: BinaryIO) -> tuple[BinaryIO, bool]:
     if magic == _GZIP_MAGIC:
         return gzip.GzipFile(fileobj=stored, mode="rb"), True  # type: ignore[return-value]
     return stored, False
-
-
-def _parse(path: Path, head: bytes, size: int, compressed: bool) -> ImageHeader:
-    """Check the first 540 bytes of an image that takes ``size`` bytes on disk."""
-    header = _nifti_header(path, head)
-    dim = [int(n) for n in header["dim"]]
-    shape = tuple(dim[1 : dim[0] + 1])
-    if not 1 <= dim[0] <= 7 or min(shape) < 0:
-        raise ImageError(f"{path} has a damaged header: its dimensions are {dim}", _AGAIN)
-    if 0 in shape:
-        raise ImageError(f"{path} holds no voxels: its shape is {shape}", _AGAIN)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (3, 4):
-        raise ImageError(
-            f"{path} has {len(shape)} dimensions (shape {shape}), not 3, or 4 with its frames",
-            "Give a 3-D image, or a 4-D image whose last axis is time",
-        )
-
-    codes, code = nib.nifti1.data_type_codes, int(header["datatype"])
-    if code not in codes.dtype:
-        raise ImageError(f"{path} has the unknown data type code {code}", _AGAIN)
-    dtype = np.dtype(codes.dtype[code]).newbyteorder(header.endianness)
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise ImageError(
-            f"{path} holds {codes.label[code]} voxels, which are not one real number each",
-            "Give a scalar image: the magnitude of a complex one, the uptake behind a coloured one",
-        )
-
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or math.isnan(slope):  # the standard's way to say: no scaling
-        slope, intercept = 1.0, 0.0
-    start, least = float(header["vox_offset"]), int(header["sizeof_hdr"])
-    if not math.isfinite(slope + intercept + start) or 0 != start < least:
-        raise ImageError(
-            f"{path} has a damaged header: slope {slope:g}, intercept {intercept:g}, "
-            f"voxels from byte {start:g}",
-            _AGAIN,
-        )
-    offset = int(start) or least + 4
-    claimed = offset + math.prod(shape) * dtype.itemsize
-    if claimed > (size * _MOST_EXPANSION if compressed else size):
-        raise ImageError(
-            f"{path} claims {claimed} bytes (shape {shape}, {dtype.name}), which the {size} bytes "
-            "on disk cannot hold: it is truncated, or its header is damaged",
-            _AGAIN,
-        )
-    orientation, notes = _orientation(path, header, shape[:3])
-    return ImageHeader(shape, dtype, slope, intercept, offset, orientation, notes)
-
-
-def _nifti_header(path: Path, head: bytes) -> NiftiHeader:
-    """Return nibabel's header, in the byte order of the file and not yet checked."""
-    if not head:
-        raise ImageError(f"{path} is empty", _AGAIN)
-    if head.startswith((b"/annex/objects", b"version https://git-lfs")):
-        raise ImageError(f"{path} is a pointer to content that is not here", _GET)
-    kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
-    for endianness in "<>":
-        declared = int(np.frombuffer(head[:4].ljust(4), f"{endianness}i4")[0])
-        if declared not in kinds:
-            continue
-        if len(head) < declared:
-            raise ImageError(f"{path} is truncated within its header", _AGAIN)
-        header = kinds[declared](head[:declared], endianness=endianness, check=False)
-        magic = header["magic"].item()[:3]
-        if magic in (b"ni1", b"ni2"):
-            raise ImageError(f"{path} is one half of an .hdr/.img pair", _CONVERT)
-        if magic in (b"n+1", b"n+2"):
-            return header
-    raise ImageError(f"{path} is not a NIfTI image", _CONVERT)
-
-
-def _orientation(
-    path: Path, header: NiftiHeader, shape: tuple[int, ...]
-) -> tuple[Orientation, tuple[str, ...]]:
-    """Decide which of sform, qform and voxel sizes places the voxels, in this order."""
-    # A code that the standard does not know says that the voxels are placed, and no more.
-    qform_code, sform_code = (
-        code if 0 <= code <= _LAST_CODE else _ALIGNED
-        for code in (int(header["qform_code"]), int(header["sform_code"]))
-    )
-    qform = _qform(header) if qform_code else None
-    notes: tuple[str, ...] = ()
-    if sform_code:
-        affine = np.asarray(header.get_sform(), dtype=np.float64)
-        if qform_code and qform is None:
-            notes = ("its qform is not valid; its sform is used",)
-        elif qform is not None and not _same_place(affine, qform, shape):
-            notes = ("its sform and qform disagree; its sform is used",)
-    elif qform_code:
-        affine = np.zeros((4, 4)) if qform is None else qform
-    else:
-        zooms = np.abs(header["pixdim"][1:4])
-        affine = np.asarray(shape_zoom_affine(shape, zooms, True), dtype=np.float64)
-        notes = (
-            "it has neither sform nor qform: placed by its voxel sizes around its centre, "
-            "with left on the right as in Analyze files",
-        )
-    # Column by column, so that small voxels are not taken for none.
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(affine).all() and sizes.all()) or (
-        abs(np.linalg.det(affine[:3, :3] / sizes)) < _FLAT
-    ):
-        raise ImageError(
-            f"{path} is placed by an affine that is not valid (voxels of size "
-            f"{' x '.join(f'{size:g}' for size in sizes)} mm, or axes that coincide)",
-            "Convert it again, or copy a valid qform to its sform or the other way round",
-        )
-    i, j, k = shape
-    axcodes = aff2axcodes(affine)
-    return Orientation((i, j, k), affine, axcodes, qform_code, sform_code, qform), notes
-
-
-def _qform(header: NiftiHeader) -> Affine | None:
-    """Return the qform (4, 4), or None if it is not valid."""
-    header = header.copy()
-    # The standard reads a qfac of 0 as 1, and voxel sizes have no sign.
-    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
-    header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
-    try:
-        affine = np.asarray(header.get_qform(), dtype=np.float64)
-    except ValueError:  # not a unit quaternion
-        return None
-    return affine if np.isfinite(affine).all() and header["pixdim"][1:4].all() else None
-
-
-def _same_place(sform: Affine, qform: Affine, shape: tuple[int, ...]) -> bool:
-    """Say whether two affines put every corner of the array in about the same place."""
-    corners = np.array([[*c, 1] for c in np.ndindex(2, 2, 2)]) * [*(np.array(shape) - 1), 1]
-    apart = np.linalg.norm(corners @ (sform - qform).T, axis=1).max()
-    return bool(apart <= _SAME_PLACE_VOXELS * np.linalg.norm(qform[:3, :3], axis=0).min())
 
 
 def _frame_weights(

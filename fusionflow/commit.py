@@ -1,0 +1,185 @@
+"""The last tasks of a scan: its fused shards, its files, and the one step that publishes it.
+
+Everything is made in the scan's staging folder first. Then the group and the files take their
+places, and ``current.json`` makes them count.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import zarr
+
+import fusionflow
+from fusionflow import schema
+from fusionflow.errors import StoreError
+from fusionflow.io import store
+from fusionflow.io.derivatives import relative_folder, sidecar_content, write_scan_files
+from fusionflow.ledger import Published, discard, publish
+from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
+from fusionflow.stages import FusedSlab, Job, Staged
+from fusionflow.summary import scan_figures
+
+
+class WrittenShard(NamedTuple):
+    """What is left of slabs once their voxels are in the store."""
+
+    metrics: tuple[SliceMetrics, ...]
+    seconds: float
+
+
+def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShard:
+    """Write the slabs of one shard, in their order, beginning with slice `start`."""
+    rows = np.concatenate([slab.fused for slab in slabs])
+    try:
+        store.write_rows(job.group, "fused", start, rows, job.layout)
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {job.group}: {error.strerror or error}", "Check space and permissions"
+        ) from error
+    return WrittenShard(tuple(slab.metrics for slab in slabs), sum(slab.seconds for slab in slabs))
+
+
+def commit_slabs(job: Job, staged: Staged, slabs: Sequence[FusedSlab]) -> Published:
+    """Write the only shard of a scan and publish it."""
+    return commit(job, staged, [write_shard(job, 0, slabs)])
+
+
+def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Published:
+    """Finish a scan's group and files, and publish them.
+
+    Raises
+    ------
+    StoreError
+        If the output cannot be written; the scan is then as it was before.
+    """
+    parts = [metrics for shard in shards for metrics in shard.metrics]
+    slices = SliceMetrics(
+        pair=np.concatenate([part.pair for part in parts]),
+        image=np.concatenate([part.image for part in parts]),
+    )
+    scan, recipe, paths = job.scan, job.recipe, job.paths
+    notes = staged.notes
+    weights = recipe.weights.description if recipe.weights else None
+    if recipe.weights is not None and recipe.weights.is_random:
+        notes = (*notes, f"The backbone has RANDOM weights ({recipe.weights.identity})")
+    folder = relative_folder(scan.subject, scan.session)
+    seconds = sum(shard.seconds for shard in shards)
+    try:
+        names = _finish(job, staged, slices, weights, notes)
+        record = Published(
+            label=scan.label,
+            subject=scan.subject,
+            session=scan.session,
+            version=staged.version,
+            request=job.request,
+            method=recipe.method.model_dump(mode="json"),
+            weights=weights,
+            inputs=staged.inputs,
+            frame_durations=scan.frame_durations,
+            shape=job.layout.shape,
+            affine=staged.affine,
+            metrics=scan_figures(slices, seconds),
+            seconds=seconds,
+            notes=notes,
+            outputs=tuple(str(folder / name) for name in names),
+            software=software_versions(),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        _put_in_place(job, staged.version, folder, names)
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the outputs of {scan.label}: {error.strerror or error}",
+            "Check space and permissions",
+        ) from error
+    publish(paths, record)
+    discard(job.staging)
+    return record
+
+
+def _finish(
+    job: Job, staged: Staged, slices: SliceMetrics, weights: str | None, notes: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Complete the group and write the files beside it, all in the staging folder."""
+    layout, label = job.layout, job.scan.label
+    method = job.recipe.method.model_dump(mode="json")
+    group = zarr.open_group(job.group, mode="r+", zarr_format=3)
+    if "metrics" not in group:  # else this task runs a second time
+        pair_names = [metric.name for metric in PAIR_METRICS]
+        image_names = [metric.name for metric in IMAGE_METRICS]
+        store.write_small(group, "metrics", slices.pair, schema.METRICS.dims)
+        store.write_small(group, "image_metrics", slices.image, schema.IMAGE_METRICS.dims)
+        store.write_small(group, "source", schema.SOURCES, ("source",))
+        store.write_small(group, "metric", pair_names, ("metric",))
+        store.write_small(group, "image_metric", image_names, ("image_metric",))
+    group.attrs.update(
+        {
+            "layout": schema.LAYOUT_VERSION,
+            "label": label,
+            "version": staged.version,
+            "method": method,
+            "weights": weights or "",
+            "region": job.recipe.region,
+            "affine": [list(row) for row in staged.affine],
+            "conform": staged.conformed,
+            "warnings": list(notes),
+        }
+    )
+    store.consolidate(job.group)
+    volumes = {
+        name: store.read_rows(job.group, name, 0, layout.shape[0])
+        for name in ("mri", "pet", "mask", "fused")
+    }
+    files = job.staging / "files"
+    files.mkdir(exist_ok=True)
+    sources = {"t1w": job.scan.t1w, "pet": job.scan.pet}
+    return write_scan_files(
+        files,
+        label,
+        volumes.pop("fused"),
+        volumes,
+        staged.orientation,
+        sidecar_content(
+            {name: path.relative_to(job.source).as_posix() for name, path in sources.items()},
+            method,
+            weights,
+            staged.version,
+            staged.conformed,
+            notes,
+        ),
+        f"{label}   {job.recipe.method.name}" + (f"   weights: {weights}" if weights else ""),
+    )
+
+
+def _put_in_place(job: Job, version: str, folder: Path, names: Sequence[str]) -> None:
+    """Move the finished group and files out of the staging folder."""
+    target = job.paths.version(job.scan.label, version)
+    try:
+        job.group.rename(target)
+    except OSError:
+        if not (target / "zarr.json").is_file():
+            raise
+        # The same inputs and method were fused before: the group there holds the same.
+    destination = job.paths.root / folder
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        os.replace(job.staging / "files" / name, destination / name)
+
+
+@cache
+def software_versions() -> dict[str, str]:
+    """Return the versions of what decides the bits."""
+    packages = ("numpy", "PyWavelets", "scipy", "torch", "zarr", "nibabel", "dask")
+    return {
+        "fusionflow": fusionflow.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
