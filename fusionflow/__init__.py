@@ -5,10 +5,10 @@ Everything public is here; what is not in ``__all__`` may change.
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = metadata.version("fusionflow")
 
 if TYPE_CHECKING:
     from fusionflow.cohort import Cohort, open_cohort, summarise

@@ -2,7 +2,8 @@
 
 Shapes are signed distances in mm, negative inside, at points in world mm (RAS+, the origin near the
 anterior commissure), so one seed gives one anatomy on every grid. The cortex is folded by
-band-limited noise on the hull of the brain: its zero set, carried inwards, makes the sulci.
+band-limited noise near the surface of each hemisphere: its zero set, carried inwards, makes the
+sulci.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ TISSUES: Final[Mapping[str, Tissue]] = {
     "soft": Tissue(9, 0.42, 0.12),
 }
 """The tissues by name; `Canvas.labels` holds their labels."""
+
+_HORNS: Final[Sequence[Point]] = (
+    (9, 32, 8),
+    (8, 14, 15),
+    (9, -10, 20),
+    (16, -30, 19),
+    (25, -44, 12),
+    (24, -68, 7),
+)
+"""The middle of a lateral ventricle, front to back."""
 
 
 def ellipsoid(p: Coordinates, centre: Sequence[float], radii: Sequence[float]) -> Volume:
@@ -114,22 +125,24 @@ class Waves:
 
     def __call__(self, p: Coordinates) -> Volume:
         """Return the field."""
-        return self.with_slope(p, slope=False)[0]
+        return self.with_slope(p)[0]
 
-    def with_slope(self, p: Coordinates, *, slope: bool = True) -> tuple[Volume, Volume]:
-        """Return the field and the length of its gradient per mm."""
+    def with_slope(self, p: Coordinates, out: Coordinates | None = None) -> tuple[Volume, Volume]:
+        """Return the field and, given directions `out`, its slope per mm at right angles to them."""
         field = np.zeros_like(p[0])
         gradient = [np.zeros_like(p[0]) for _ in range(3)]
         for k, phase in zip(self.vectors, self.phases, strict=True):
             angle = p[0] * k[0] + p[1] * k[1] + p[2] * k[2] + phase
             field += np.cos(angle)
-            if slope:
+            if out is not None:
                 sine = np.sin(angle)
                 for g, component in zip(gradient, k, strict=True):
                     g -= sine * component
         unit = np.float32(math.sqrt(2 / len(self.phases)))
-        steepness = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2)
-        return field * unit, steepness * unit
+        steepness = gradient[0] ** 2 + gradient[1] ** 2 + gradient[2] ** 2
+        if out is not None:
+            steepness -= (gradient[0] * out[0] + gradient[1] * out[1] + gradient[2] * out[2]) ** 2
+        return field * unit, np.sqrt(np.maximum(steepness, 0)) * unit
 
 
 class Canvas:
@@ -166,8 +179,9 @@ class Anatomy:
         self.skull = np.float32(rng.uniform(4.5, 6.5))  # mm
         self.fold_depth = float(rng.uniform(15.0, 18.0))  # mm
         self.warp = [Waves.draw(rng, 95.0, 6, 0.3) for _ in range(3)]
-        self.folds = Waves.draw(rng, float(rng.uniform(21.0, 25.0)), 32, 0.3)
-        self.depths = Waves.draw(rng, 45.0, 12, 0.3)
+        self.fold_length = float(rng.uniform(25.0, 29.0))  # mm, two sulci
+        self.folds = Waves.draw(rng, self.fold_length, 32, 0.2)
+        self.depths = Waves.draw(rng, 30.0, 12, 0.3)
         self.texture = Waves.draw(rng, 14.0, 12, 0.4)
 
     def sample(self, world: Coordinates, spacing: float) -> Canvas:
@@ -235,48 +249,57 @@ class Anatomy:
         lobe, below = upper[near] - temporal[near], -hull[near]
 
         # The lateral fissure runs inwards, rising backwards, and opens on the insula.
-        slant = np.float32(0.94) * (z + np.float32(0.35) * y - 1)
-        lateral = np.sqrt(
-            np.minimum(np.abs(lobe) / 2, np.abs(slant)) ** 2
-            + _beyond(-x, -37) ** 2
-            + _beyond(np.abs(y + 4), 30) ** 2
-        )
+        slant = np.float32(0.83) * (z + np.float32(0.6) * y - np.float32(0.3) * (x - 39) + 1)
+        lateral = np.sqrt(slant**2 + _beyond(-x, -38) ** 2 + _beyond(np.abs(y + 4), 30) ** 2)
+        bulge = x - 39 + (y - 2) ** 2 / 160 + slant**2 / 60
         insula = np.sqrt(
-            (x - 37) ** 2 + _beyond(np.abs(y - 2), 18) ** 2 + _beyond(np.abs(slant), 9) ** 2
+            bulge**2 + _beyond(np.abs(y - 2), 18) ** 2 + _beyond(np.abs(slant), 9) ** 2
         )
         # The fissure between the hemispheres ends at the corpus callosum.
         midline = np.sqrt(x**2 + _beyond(-_callosum(y, z), 0) ** 2) - np.float32(0.4)
-        # Sulci: the zero set of the folding field, read on the hull above each point.
-        low = lobe > 0
-        v = (
-            x - np.where(low, np.float32(30), np.float32(20)),
-            y - np.where(low, np.clip(y, -42, 14), np.clip(y, -58, 32)),
-            z - np.where(low, np.float32(-18), np.float32(10)),
-        )
-        lift = below * np.float32(0.8) / np.sqrt(v[0] ** 2 + v[1] ** 2 + v[2] ** 2 + 1)
-        on_hull = ((x + v[0] * lift + 40) * side, y + v[1] * lift, z + v[2] * lift)
-        field, slope = self.folds.with_slope(on_hull)
-        across = np.abs(field) / np.sqrt(slope**2 + np.float32(0.005)) / (1 + lift)
-        floor = np.clip(self.fold_depth + 6 * self.depths(on_hull), 5, 28)
-        sulcus = np.sqrt(across**2 + np.maximum(below - floor, 0) ** 2)
+        # Sulci: the zero set of the folding field, read half way out to the surface of the
+        # hemisphere, the medial one too, so that they lean, and crowd less than rays would.
+        under = _join(below, 1.7 * midline, 6.0)
+        v = (x - 24, y + 13 - 45 * np.tanh((y + 13) / 45), z - 6)
+        reach = np.sqrt(v[0] ** 2 + v[1] ** 2 + v[2] ** 2 + 25)
+        out = (v[0] / reach, v[1] / reach, v[2] / reach)
+        rise = np.float32(0.5) * under
+        nearer = ((x + out[0] * rise + 40) * side, y + out[1] * rise, z + out[2] * rise)
+        field, slope = self.folds.with_slope(nearer, (out[0] * side, out[1], out[2]))
+        # The distance to a zero of a sine, from its value and slope; at most a quarter of a wave.
+        tune = np.float32(2 * math.pi / (1.25 * self.fold_length))
+        across = np.arctan2(np.abs(field) * tune, slope + np.float32(0.008)) / tune
+        across /= 1 + rise / reach
+        # They end at a floor that rises and falls, and short of the nuclei and ventricles.
+        shallow = 1 - np.float32(0.4) * np.clip(0.5 + lobe / 16, 0, 1)  # in the temporal lobe
+        floor = np.clip(self.fold_depth + 5 * self.depths(nearer), 6, 26) * shallow
+        m = (x, y, z)
+        core = _join(ellipsoid(m, (12, -9, 2), (22, 32, 20)), _tube(m, _HORNS, [9] * 6), 10.0)
+        sulcus = np.sqrt(across**2 + _beyond(np.maximum(under - floor, 2 - core), 0) ** 2)
 
         fissure = np.minimum(np.minimum(insula, lateral), midline)
         depth = np.full_like(hull, -9)  # below the pia, mm
-        depth[near] = _join(_join(sulcus, fissure, 1.0) - self.gap, below, 1.5)
+        depth[near] = _join(_join(sulcus, fissure, 1.5) - self.gap, below, 2.0)
         canvas.paint("grey", -depth)
-        canvas.paint("white", 2.9 - depth)
+        # Cortex is thicker on the crown of a gyrus than at the bottom of a sulcus.
+        ribbon = np.full_like(hull, 3.6)
+        ribbon[near] -= np.clip(0.06 * under, 0, 1)
+        canvas.paint("white", ribbon - depth)
 
     def _paint_hindbrain(self, canvas: Canvas, p: Coordinates, cerebellum: Volume) -> None:
-        _, y, z = p
+        x, y, z = p
         folia = np.sin(np.arctan2(z + 33, -(y + 34)) * 34)
         canvas.paint("csf", cerebellum - 1)
         canvas.paint("cerebellar_grey", cerebellum)
         canvas.paint("csf", _both(np.abs(folia), -cerebellum - 8, cerebellum))
         canvas.paint("white", cerebellum + 11 + 4 * folia)
         stem = _tube(
-            p, [(0, -20, -6), (0, -23, -22), (0, -27, -46), (0, -36, -72)], [12, 11, 9.5, 6.5]
+            p, [(0, -20, -6), (0, -23, -22), (0, -27, -46), (0, -36, -72)], [10, 9.5, 9.5, 6.5]
         )
-        canvas.paint("white", _join(stem, ellipsoid(p, (0, -19, -34), (17, 12, 13)), 4.0))
+        peduncle = _tube((np.abs(x), y, z), [(11, -13, -4), (6, -17, -24)], [6, 5])
+        stem = _join(_join(stem, peduncle, 3.0), ellipsoid(p, (0, -19, -34), (17, 12, 13)), 4.0)
+        canvas.paint("csf", _both(-_join(2.5 - stem, -z - 8, 4.0), -z - 26))
+        canvas.paint("white", stem)
         canvas.paint("white", _tube(p, [(0, -36, -72), (0, -42, -140)], [6, 6]))
         canvas.paint("csf", ellipsoid(p, (0, -38, -34), (7, 4, 9)))
 
@@ -285,7 +308,7 @@ class Anatomy:
         x, y, z = m
         size = self.ventricles
         arch = _callosum(y, z)
-        canvas.paint("white", _both(arch + 1, x - 13))
+        canvas.paint("white", -_join(-_both(arch + 1, 4 - z), 13 - x, 9.0))
         canvas.paint("csf", _both(arch + 7, x - 5, 10 - y * np.float32(0.12) - z))
         canvas.paint("white", _both(arch + 7, x - 1))
         for nucleus in (
@@ -296,9 +319,8 @@ class Anatomy:
             _tube(m, [(22, -10, -20), (29, -30, -12)], [6, 4.5]),
         ):
             canvas.paint("deep_grey", nucleus)
-        horns = [(9, 32, 8), (8, 14, 15), (9, -10, 20), (16, -30, 19), (25, -44, 12), (24, -68, 7)]
         radii = [3.4, 5.4, 4.4, 4.8, 6.5, 1.8]
-        canvas.paint("csf", _tube(m, horns, [r * size for r in radii]))
+        canvas.paint("csf", _tube(m, _HORNS, [r * size for r in radii]))
         canvas.paint("csf", _tube(m, [(26, -44, 12), (35, -34, -6), (34, -14, -16)], [4, 2, 2]))
         canvas.paint("csf", ellipsoid(m, (0, -14, 2), (2.2 * size, 13, 10)))
         canvas.paint("csf", ellipsoid(m, (0, 0, -22), (12, 9, 8)))

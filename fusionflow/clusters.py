@@ -71,7 +71,12 @@ def _local(options: ClusterOptions) -> distributed.LocalCluster:
         **dask.config.get("distributed.nanny.pre-spawn-environ", {}),
         "ZARR_ASYNC__CONCURRENCY": str(_ZARR_CONCURRENCY),
     }
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
+    settings = {
+        "distributed.nanny.pre-spawn-environ": environment,
+        # Else a task whose last possible worker is gone waits for ever.
+        "distributed.scheduler.no-workers-timeout": f"{_PATIENCE * 5}s",
+    }
+    with dask.config.set(settings):
         return distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=options.threads_per_worker,

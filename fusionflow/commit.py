@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import zarr
 
-import fusionflow
 from fusionflow import schema
 from fusionflow.errors import StoreError
 from fusionflow.io import store
@@ -177,9 +176,8 @@ def _put_in_place(job: Job, version: str, folder: Path, names: Sequence[str]) ->
 @cache
 def software_versions() -> dict[str, str]:
     """Return the versions of what decides the bits."""
-    packages = ("numpy", "PyWavelets", "scipy", "torch", "zarr", "nibabel", "dask")
+    packages = ("fusionflow", "numpy", "PyWavelets", "scipy", "torch", "zarr", "nibabel", "dask")
     return {
-        "fusionflow": fusionflow.__version__,
-        "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
     }

@@ -50,6 +50,7 @@ from fusionflow.information import (
 )
 from fusionflow.pixels import FloatArray, Image, Mask, consistent, counted_pixels, finite
 from fusionflow.pooling import Metric, pool_figures, pool_slices
+from fusionflow.schema import SOURCES
 from fusionflow.ssim import mean_ssim, structural_similarity
 
 __all__ = [
@@ -92,8 +93,6 @@ def _psnr_from_mse(mse: FloatArray) -> FloatArray:
 def _mse_from_psnr(decibels: FloatArray) -> FloatArray:
     return np.power(10.0, decibels / -10.0)
 
-
-SOURCES: Final = ("mri", "pet")
 
 PAIR_METRICS: Final[tuple[Metric, ...]] = (
     Metric("mse", "mean squared error", "1", (0.0, math.inf), "lower"),

@@ -87,7 +87,7 @@ def decompose(slices: FloatArray, wavelet: Wavelet) -> Subbands:
     Examples
     --------
     >>> bands = decompose(np.ones((3, 5, 7), np.float32), Wavelet(name="haar"))
-    >>> bands.approximation.shape, float(bands.approximation[0, 0, 0])
+    >>> bands.approximation.shape, round(float(bands.approximation.mean()), 3)
     ((3, 3, 4), 2.0)
     """
     slices = np.asarray(slices, dtype=np.float32)

@@ -111,6 +111,7 @@ CHANGES = {
     "temperature": [0.5000001],
     "precision": ["bfloat16"],
     "batch": [8],
+    "threads": [2],
 }
 
 

@@ -200,7 +200,7 @@ class TestActivity:
 
     @pytest.mark.parametrize("precision", PRECISIONS)
     @pytest.mark.parametrize(("band", "level"), [("a", 0), ("a", 2), ("h", 1), ("v", 2), ("d", 3)])
-    @pytest.mark.parametrize("shape", [(1, 24, 20), (5, 17, 31), (3, 4, 4)])
+    @pytest.mark.parametrize("shape", [(1, 24, 20), (3, 24, 20), (3, 4, 4)])
     def test_nothing_has_exactly_none_at_the_border_too(self, shape, band, level, precision):
         method = VGG19.model_copy(update={"precision": precision, "batch": 2})
         nothing = activity(np.zeros(shape, np.float32), band, level, self.trunk, method)
@@ -208,7 +208,7 @@ class TestActivity:
 
     @pytest.mark.parametrize("band", "ahvd")
     def test_nothing_has_none_beside_something_in_the_same_batch(self, band):
-        stack = random_stack(0, (4, 20, 22))
+        stack = random_stack(0, (4, 24, 20))
         stack[2] = 0
         found = activity(stack, band, 1, self.trunk, VGG19)
         assert not found[:, 2].any()
@@ -216,16 +216,16 @@ class TestActivity:
 
     @pytest.mark.parametrize("band", "ahvd")
     def test_is_not_negative_and_there_for_every_tap_at_band_size(self, band):
-        stack = random_stack(0, (2, 23, 18))
+        stack = random_stack(0, (2, 24, 20))
         found = activity(stack, band, 1, self.trunk, VGG19)
-        assert (found.shape, found.dtype) == ((3, 2, 23, 18), np.float32)
+        assert (found.shape, found.dtype) == ((3, 2, 24, 20), np.float32)
         assert (found >= 0).all()
         assert (found > 0).mean() > 0.99
 
     @pytest.mark.parametrize("band", "hv")
     def test_does_not_depend_on_the_level(self, band):
         """A level doubles the range of coefficients, and a power of two costs no bits."""
-        stack = random_stack(0, (2, 20, 20))
+        stack = random_stack(0, (2, 24, 20))
         one = activity(stack, band, 1, self.trunk, VGG19)
         for level in (2, 3):
             again = activity(stack * np.float32(2 ** (level - 1)), band, level, self.trunk, VGG19)
@@ -263,7 +263,7 @@ class TestSameBits:
                 VGG19.model_copy(update={"batch": batch, "precision": precision}),
                 RANDOM,
             )
-            for batch in (1, 2, 5, 16)
+            for batch in (16, 5, 1)  # 6 images; 5 + 1; one by one
         ]
         for other in fused[1:]:
             assert_array_equal(other, fused[0])
@@ -371,10 +371,9 @@ class TestRefusals:
         assert all(name in error.value.mend for name in RULES)
 
     def test_a_rule_that_reads_a_backbone_needs_one(self):
-        with pytest.raises(
-            ConfigurationError, match="dwt-vgg19.*l1-soft needs a backbone"
-        ) as error:
+        with pytest.raises(ConfigurationError, match="l1-soft needs a backbone") as error:
             reads_backbone(VGG19.model_copy(update={"backbone": None}))
+        assert "dwt-vgg19" in error.value.message
         assert "vgg19" in error.value.mend
 
     def test_an_unknown_backbone_is_named_with_those_that_exist(self):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import fusionflow
 from fusionflow.io.nifti import Orientation, write_volume
 from fusionflow.ledger import OutputPaths, write_bytes, write_json
 from fusionflow.pictures import mosaic, slices_to_show
@@ -49,7 +49,7 @@ def write_dataset_files(paths: OutputPaths, source: Path) -> None:
             "GeneratedBy": [
                 {
                     "Name": "fusionflow",
-                    "Version": fusionflow.__version__,
+                    "Version": metadata.version("fusionflow"),
                     "Description": "Wavelet-domain fusion of PET and T1w MRI",
                 }
             ],
@@ -143,7 +143,7 @@ def sidecar_content(
         "SpatialReference": f"bids:raw:{scan_sources['t1w']}",
         "Method": method,
         "Version": version,
-        "SoftwareVersion": fusionflow.__version__,
+        "SoftwareVersion": metadata.version("fusionflow"),
         "Conform": conformed,
         "Warnings": list(notes),
     }

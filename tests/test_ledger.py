@@ -1,0 +1,381 @@
+"""What is done survives crashes: small files, each replaced in one step, believed only whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from strategies import figures, published
+
+from fusionflow.errors import StoreError
+from fusionflow.ledger import (
+    Failure,
+    Index,
+    InputFile,
+    OutputPaths,
+    Published,
+    discard,
+    fingerprint,
+    gather_index,
+    publish,
+    read_failure,
+    read_index,
+    read_json,
+    read_published,
+    scan_labels,
+    write_bytes,
+    write_index,
+    write_json,
+)
+from fusionflow.summary import metrics_dataset
+
+
+@contextmanager
+def files_limited_to(size):
+    """Let the system refuse to write more than `size` bytes to a file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return OutputPaths(tmp_path / "out")
+
+
+def fail(paths, label, reason="no T1w"):
+    failure = Failure(label, reason, "InputError", "f" * 64, "2026-01-02T03:04:05Z")
+    write_json(paths.failure(label), asdict(failure))
+    return failure
+
+
+class TestWriting:
+    def test_makes_the_folders_above(self, tmp_path):
+        write_json(tmp_path / "a" / "b" / "c.json", {"x": 1})
+        assert read_json(tmp_path / "a" / "b" / "c.json") == {"x": 1}
+
+    def test_leaves_the_file_and_nothing_else(self, tmp_path):
+        for content in ({"old": True}, {"new": True}):
+            write_json(tmp_path / "c.json", content)
+        assert os.listdir(tmp_path) == ["c.json"]
+        assert read_json(tmp_path / "c.json") == {"new": True}
+
+    def test_that_fails_leaves_the_old_file_and_nothing_else(self, tmp_path):
+        path = tmp_path / "current.json"
+        write_json(path, {"old": True})
+        with files_limited_to(1000), pytest.raises(StoreError, match="Cannot write") as error:
+            write_bytes(path, bytes(100_000))
+        assert str(path) in str(error.value)
+        assert read_json(path) == {"old": True}
+        assert os.listdir(tmp_path) == ["current.json"]
+
+    def test_that_fails_at_the_last_step_leaves_nothing(self, tmp_path):
+        (tmp_path / "current.json").mkdir()
+        with pytest.raises(StoreError, match="Cannot write"):
+            write_json(tmp_path / "current.json", {})
+        assert os.listdir(tmp_path) == ["current.json"]
+
+    def test_below_a_file_is_an_error_that_names_it(self, tmp_path):
+        (tmp_path / "out").write_text("a file")
+        with pytest.raises(StoreError, match=r"Cannot write.*current\.json"):
+            write_json(tmp_path / "out" / "current.json", {})
+
+    def test_what_json_cannot_hold_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "current.json"
+        write_json(path, {"old": True})
+        with pytest.raises(TypeError):
+            write_json(path, {"new": object()})
+        assert read_json(path) == {"old": True}
+        assert os.listdir(tmp_path) == ["current.json"]
+
+    def test_readers_find_the_old_or_the_new_file_and_never_a_part(self, tmp_path):
+        path = tmp_path / "current.json"
+        contents = [{"version": version, "body": [version] * 5000} for version in range(20)]
+        write_json(path, contents[0])
+        done, seen, broken = threading.Event(), set(), []
+
+        def watch():
+            while not done.is_set():
+                content = read_json(path)
+                seen.add(content["version"])
+                if content not in contents:
+                    broken.append(content)
+
+        reader = threading.Thread(target=watch)
+        reader.start()
+        for content in contents[1:]:
+            write_json(path, content)
+        done.set()
+        reader.join()
+        assert not broken
+        assert seen
+        assert seen <= set(range(20))
+
+    @given(st.recursive(figures | st.text() | st.none(), lambda c: st.lists(c) | st.tuples(c)))
+    def test_is_strict_json_whatever_the_figures(self, tmp_path_factory, content):
+        def refuse(word):
+            raise AssertionError(word)
+
+        path = tmp_path_factory.getbasetemp() / "strict.json"
+        write_json(path, content)
+        json.loads(path.read_text(), parse_constant=refuse)
+
+
+class TestReading:
+    def test_no_file_is_none(self, tmp_path):
+        assert read_json(tmp_path / "absent.json") is None
+
+    @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe{}", b"{'a': 1}"])
+    def test_a_damaged_file_is_named_with_the_mend(self, tmp_path, content):
+        path = tmp_path / "current.json"
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match="Cannot read") as error:
+            read_json(path)
+        assert str(path) in str(error.value)
+        assert "run again" in error.value.mend
+
+    @pytest.mark.parametrize("content", ["[]", "{}", "3", '"text"', '{"label": "sub-01"}'])
+    @pytest.mark.parametrize(
+        ("place", "read"),
+        [
+            (lambda paths: paths.current("sub-01"), lambda p: read_published(p, "sub-01")),
+            (lambda paths: paths.failure("sub-01"), lambda p: read_failure(p, "sub-01")),
+            (lambda paths: paths.index, read_index),
+        ],
+        ids=["current", "failure", "index"],
+    )
+    def test_what_is_no_record_is_named(self, paths, place, read, content):
+        path = place(paths)
+        write_bytes(path, content.encode())
+        with pytest.raises(StoreError, match="not a record") as error:
+            read(paths)
+        assert str(path) in str(error.value)
+
+    def test_a_damaged_record_among_good_ones_is_named(self, paths):
+        publish(paths, published("sub-01"))
+        write_bytes(paths.current("sub-02"), b'{"label": "sub-02"')
+        with pytest.raises(StoreError, match="sub-02"):
+            gather_index(paths)
+
+
+class TestRecord:
+    def test_comes_back_as_it_was_written(self, paths):
+        record = published("sub-01_ses-02")
+        publish(paths, record)
+        assert read_published(paths, record.label) == record
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"session": None, "frame_durations": None, "weights": None},
+            {"notes": (), "outputs": (), "software": {}, "created": ""},
+            {"frame_durations": ()},
+            {"notes": ("größer als 4 GB",), "label": "sub-01"},
+        ],
+    )
+    def test_comes_back_with_what_it_lacks(self, changes):
+        record = published(**changes)
+        assert Published.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+    def test_reads_a_record_that_says_more(self):
+        content = {**published().to_json(), "gpu_hours": 3}
+        assert Published.from_json(content) == published()
+
+    @given(mri=figures, pet=figures, scan=figures)
+    def test_figures_that_are_not_finite_come_back(self, tmp_path_factory, mri, pet, scan):
+        paths = OutputPaths(tmp_path_factory.getbasetemp() / "figures")
+        record = published(metrics={"psnr": {"mri": mri, "pet": pet}, "entropy_fused": scan})
+        publish(paths, record)
+        dataset = metrics_dataset([read_published(paths, record.label)])
+        assert_array_equal(dataset["psnr"].values, [[mri, pet]])
+        assert_array_equal(dataset["entropy_fused"].values, [scan])
+        assert np.isnan(dataset["ssim"].values).all()
+
+    def test_of_no_scan_is_none(self, paths):
+        assert read_published(paths, "sub-01") is None
+        assert read_failure(paths, "sub-01") is None
+
+    def test_publishing_replaces_the_old_one_and_forgets_the_failure(self, paths):
+        publish(paths, published(version="v-old"))
+        fail(paths, "sub-01")
+        publish(paths, published(version="v-new"))
+        assert read_published(paths, "sub-01").version == "v-new"
+        assert read_failure(paths, "sub-01") is None
+        assert os.listdir(paths.scan("sub-01")) == ["current.json"]
+
+
+@pytest.fixture
+def read_inputs(tmp_path):
+    """Two files, and the record of a scan that was made from them."""
+    files = []
+    for name, content in (("T1w.nii.gz", b"t1w"), ("pet.nii.gz", b"positron")):
+        path = tmp_path / name
+        path.write_bytes(content)
+        status = path.stat()
+        files.append(InputFile(str(path), status.st_size, status.st_mtime_ns, "0" * 64))
+    record = published(inputs=tuple(files), request="asked", frame_durations=(300.0,))
+    return [Path(item.path) for item in files], record
+
+
+class TestIsWhat:
+    """Whether a scan need not be made again."""
+
+    def test_the_same_request_and_inputs(self, read_inputs, paths):
+        inputs, record = read_inputs
+        assert record.is_what("asked", inputs, (300.0,))
+        publish(paths, record)
+        assert read_published(paths, record.label).is_what("asked", inputs, (300.0,))
+
+    def test_not_another_request(self, read_inputs):
+        inputs, record = read_inputs
+        assert not record.is_what("asked differently", inputs, (300.0,))
+
+    @pytest.mark.parametrize("durations", [None, (), (300.0, 300.0), (299.0,)])
+    def test_not_other_frame_durations(self, read_inputs, durations):
+        inputs, record = read_inputs
+        assert not record.is_what("asked", inputs, durations)
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_not_a_file_of_another_size(self, read_inputs, which):
+        inputs, record = read_inputs
+        stamp = inputs[which].stat().st_mtime_ns
+        inputs[which].write_bytes(b"another size than before")
+        os.utime(inputs[which], ns=(stamp, stamp))
+        assert not record.is_what("asked", inputs, (300.0,))
+
+    @pytest.mark.parametrize("which", [0, 1])
+    @pytest.mark.parametrize("later", [-1, 1])
+    def test_not_a_file_of_another_time(self, read_inputs, which, later):
+        inputs, record = read_inputs
+        stamp = inputs[which].stat().st_mtime_ns + later
+        os.utime(inputs[which], ns=(stamp, stamp))
+        assert not record.is_what("asked", inputs, (300.0,))
+
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_not_a_file_that_is_gone(self, read_inputs, which):
+        inputs, record = read_inputs
+        inputs[which].unlink()
+        assert not record.inputs[which].is_unchanged()
+        assert not record.is_what("asked", inputs, (300.0,))
+
+    def test_not_the_inputs_in_another_order_or_place(self, read_inputs, tmp_path):
+        inputs, record = read_inputs
+        assert not record.is_what("asked", inputs[::-1], (300.0,))
+        assert not record.is_what("asked", inputs[:1], (300.0,))
+        moved = inputs[0].rename(tmp_path / "elsewhere.nii.gz")
+        assert not record.is_what("asked", [moved, inputs[1]], (300.0,))
+
+    def test_a_file_touched_and_put_back_is_unchanged(self, read_inputs):
+        inputs, record = read_inputs
+        content, stamp = inputs[0].read_bytes(), inputs[0].stat().st_mtime_ns
+        inputs[0].write_bytes(content)
+        os.utime(inputs[0], ns=(stamp, stamp))
+        assert record.is_what("asked", inputs, (300.0,))
+
+
+class TestIndex:
+    LABELS = ("sub-01", "sub-02_ses-01", "sub-02_ses-02", "sub-10")
+
+    @pytest.fixture
+    def cohort(self, paths):
+        for label in reversed(self.LABELS):
+            publish(paths, published(label))
+        fail(paths, "sub-02_ses-01", "the last attempt")
+        fail(paths, "sub-03")
+        return paths
+
+    def test_gathers_all_records_by_label(self, cohort):
+        index = gather_index(cohort)
+        assert [record.label for record in index.published] == list(self.LABELS)
+        assert [failure.label for failure in index.failures] == ["sub-02_ses-01", "sub-03"]
+
+    def test_comes_back_as_it_was_written(self, cohort):
+        written = write_index(cohort)
+        assert written == gather_index(cohort) == read_index(cohort)
+
+    def test_is_rebuilt_where_there_is_none(self, cohort):
+        written = write_index(cohort)
+        cohort.index.unlink()
+        assert read_index(cohort) == written
+        assert not cohort.index.exists()
+
+    def test_is_one_file_that_is_read_without_the_scans(self, cohort):
+        written = write_index(cohort)
+        discard(cohort.scans)
+        assert read_index(cohort) == written
+
+    def test_a_damaged_one_is_named(self, cohort):
+        write_bytes(cohort.index, b'{"published": [')
+        with pytest.raises(StoreError, match=r"Cannot read.*index\.json"):
+            read_index(cohort)
+
+    def test_an_unfinished_scan_does_not_count(self, cohort):
+        cohort.staging("sub-09", "abc").mkdir(parents=True)
+        cohort.version("sub-09", "v-1").mkdir()
+        (cohort.scans / ".trash").mkdir()
+        (cohort.scans / "notes.txt").write_text("of the person")
+        assert list(scan_labels(cohort)) == sorted((*self.LABELS, "sub-03", "sub-09"))
+        assert [record.label for record in gather_index(cohort).published] == list(self.LABELS)
+
+    def test_of_a_folder_without_a_cohort_is_refused(self, paths):
+        with pytest.raises(StoreError, match="no fused cohort") as error:
+            read_index(paths)
+        assert str(paths.root) in str(error.value)
+        assert "fusionflow run" in error.value.mend
+
+    def test_of_no_scans_is_empty(self, paths):
+        paths.scans.mkdir(parents=True)
+        assert read_index(paths) == write_index(paths) == Index((), ())
+
+
+class TestPaths:
+    def test_lie_where_the_documentation_says(self):
+        paths = OutputPaths(Path("out"))
+        scan = Path("out/scans/sub-01")
+        assert paths.index == Path("out/index.json")
+        assert paths.group_store == Path("out/group.zarr")
+        assert paths.current("sub-01") == scan / "current.json"
+        assert paths.failure("sub-01") == scan / "failure.json"
+        assert paths.version("sub-01", "v-1") == scan / "v-1"
+
+    def test_a_staging_folder_is_beside_the_versions_and_hidden(self):
+        staging = OutputPaths(Path("out")).staging("sub-01", "abc")
+        assert staging.parent == Path("out/scans/sub-01")
+        assert staging.name.startswith(".")
+
+    def test_discarding_what_is_not_there_is_no_error(self, tmp_path):
+        discard(tmp_path / "absent")
+        (tmp_path / "staging" / "deep").mkdir(parents=True)
+        discard(tmp_path / "staging")
+        assert os.listdir(tmp_path) == []
+
+
+class TestFingerprint:
+    @given(st.lists(st.text(st.characters(exclude_characters="\0")), min_size=1, max_size=4))
+    def test_is_the_same_for_the_same_texts(self, parts):
+        assert fingerprint(*parts) == fingerprint(*parts)
+        assert len(bytes.fromhex(fingerprint(*parts))) == 32
+
+    @pytest.mark.parametrize("other", [("ab",), ("b", "a"), ("a", "b", ""), ("", "ab"), ("a",)])
+    def test_depends_on_the_texts_their_order_and_where_they_end(self, other):
+        assert fingerprint("a", "b") != fingerprint(*other)
+
+
+def test_a_record_cannot_be_changed_in_place():
+    record = published()
+    with pytest.raises(AttributeError):
+        record.version = "v-other"
+    assert replace(record, version="v-other").version == "v-other"
