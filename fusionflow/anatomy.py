@@ -89,6 +89,11 @@ def _join(a: Volume, b: Volume, k: float) -> Volume:
     return joined
 
 
+def _meet(a: Volume, b: Volume, k: float) -> Volume:
+    """Return what two shapes share, the edge rounded over `k` mm."""
+    return -_join(-a, -b, k)
+
+
 def _both(*shapes: Volume) -> Volume:
     """Return what all shapes share."""
     shared: Volume = np.maximum.reduce(shapes)
@@ -128,7 +133,7 @@ class Waves:
         return self.with_slope(p)[0]
 
     def with_slope(self, p: Coordinates, out: Coordinates | None = None) -> tuple[Volume, Volume]:
-        """Return the field and, given directions `out`, its slope per mm at right angles to them."""
+        """Return the field and, given directions `out`, its slope per mm across them."""
         field = np.zeros_like(p[0])
         gradient = [np.zeros_like(p[0]) for _ in range(3)]
         for k, phase in zip(self.vectors, self.phases, strict=True):
@@ -195,14 +200,20 @@ class Anatomy:
         m = (np.abs(x), y, z)  # left and right at once
         width = 1 + self.taper * np.maximum(y + 5, -30) - np.float32(1.6e-5) * (y + 15) ** 2
         upper = ellipsoid((m[0] * np.maximum(width, 0.7), y, z), (0, -15, 11), (64, 83, 62))
-        upper = -_join(-upper, z + 22, 8.0)
+        upper = _meet(upper, -z - 22, 8.0)
         temporal = _tube(m, [(41, 13, -25), (46, -42, -14)], [16, 20])
         vermis = ellipsoid(p, (0, -56, -31), (11, 22, 19))
         cerebellum = _join(ellipsoid(m, (22, -62, -37), (27, 28, 21)), vermis, 6.0)
+        stem = _tube(
+            p, [(0, -20, -6), (0, -23, -22), (0, -27, -46), (0, -36, -72)], [10, 9.5, 9.5, 6.5]
+        )
+        stem = _join(stem, _tube(m, [(11, -13, -4), (6, -17, -24)], [6, 5]), 3.0)
+        stem = _join(stem, ellipsoid(p, (0, -19, -34), (17, 12, 13)), 4.0)
+        hindbrain = np.minimum(cerebellum, _meet(stem, z + 11, 4.0))
         cranium = _join(_join(upper, temporal, 9.0), cerebellum, 9.0) - 2
         self._paint_head(canvas, p, m, cranium)
-        self._paint_cerebrum(canvas, p, upper, temporal, cerebellum)
-        self._paint_hindbrain(canvas, p, cerebellum)
+        self._paint_cerebrum(canvas, p, upper, temporal, hindbrain)
+        self._paint_hindbrain(canvas, p, cerebellum, stem)
         self._paint_core(canvas, m)
         return canvas
 
@@ -239,10 +250,10 @@ class Anatomy:
         canvas.paint("soft", ellipsoid(m, (31, 71, -26), (5, 2.2, 5)))
 
     def _paint_cerebrum(
-        self, canvas: Canvas, p: Coordinates, upper: Volume, temporal: Volume, cerebellum: Volume
+        self, canvas: Canvas, p: Coordinates, upper: Volume, temporal: Volume, hindbrain: Volume
     ) -> None:
         """Paint the ribbon of grey matter, then the white matter within."""
-        hull = -_join(-np.minimum(upper, temporal), cerebellum - 3, 3.0)
+        hull = _meet(np.minimum(upper, temporal), 3 - hindbrain, 3.0)
         near = hull < 3
         side = np.where(p[0][near] < 0, np.float32(-1), np.float32(1))
         x, y, z = p[0][near] * side, p[1][near], p[2][near]
@@ -286,19 +297,15 @@ class Anatomy:
         ribbon[near] -= np.clip(0.06 * under, 0, 1)
         canvas.paint("white", ribbon - depth)
 
-    def _paint_hindbrain(self, canvas: Canvas, p: Coordinates, cerebellum: Volume) -> None:
-        x, y, z = p
+    def _paint_hindbrain(
+        self, canvas: Canvas, p: Coordinates, cerebellum: Volume, stem: Volume
+    ) -> None:
+        _, y, z = p
         folia = np.sin(np.arctan2(z + 33, -(y + 34)) * 34)
         canvas.paint("csf", cerebellum - 1)
         canvas.paint("cerebellar_grey", cerebellum)
         canvas.paint("csf", _both(np.abs(folia), -cerebellum - 8, cerebellum))
         canvas.paint("white", cerebellum + 11 + 4 * folia)
-        stem = _tube(
-            p, [(0, -20, -6), (0, -23, -22), (0, -27, -46), (0, -36, -72)], [10, 9.5, 9.5, 6.5]
-        )
-        peduncle = _tube((np.abs(x), y, z), [(11, -13, -4), (6, -17, -24)], [6, 5])
-        stem = _join(_join(stem, peduncle, 3.0), ellipsoid(p, (0, -19, -34), (17, 12, 13)), 4.0)
-        canvas.paint("csf", _both(-_join(2.5 - stem, -z - 8, 4.0), -z - 26))
         canvas.paint("white", stem)
         canvas.paint("white", _tube(p, [(0, -36, -72), (0, -42, -140)], [6, 6]))
         canvas.paint("csf", ellipsoid(p, (0, -38, -34), (7, 4, 9)))
@@ -308,7 +315,7 @@ class Anatomy:
         x, y, z = m
         size = self.ventricles
         arch = _callosum(y, z)
-        canvas.paint("white", -_join(-_both(arch + 1, 4 - z), 13 - x, 9.0))
+        canvas.paint("white", _meet(_both(arch + 1, 4 - z), x - 13, 9.0))
         canvas.paint("csf", _both(arch + 7, x - 5, 10 - y * np.float32(0.12) - z))
         canvas.paint("white", _both(arch + 7, x - 1))
         for nucleus in (

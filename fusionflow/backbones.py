@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from fusionflow.errors import ConfigurationError
+from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.weights import Normalisation, Weights, checked_state, find_weights, read_state
 
 
@@ -67,6 +68,21 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+def known_backbone(name: str) -> Backbone:
+    """Return the backbone called `name`.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none.
+    """
+    if name not in BACKBONES:
+        raise ConfigurationError(
+            f"No backbone is called {name!r}", f"Known are: {', '.join(sorted(BACKBONES))}"
+        )
+    return BACKBONES[name]
+
+
 def named_backbone(name: str, taps: Sequence[str]) -> Backbone:
     """Return the backbone called `name`, having checked the taps.
 
@@ -75,11 +91,7 @@ def named_backbone(name: str, taps: Sequence[str]) -> Backbone:
     ConfigurationError
         If there is no such backbone, or it has no such tap, or no tap is given.
     """
-    if name not in BACKBONES:
-        raise ConfigurationError(
-            f"No backbone is called {name!r}", f"Known are: {', '.join(sorted(BACKBONES))}"
-        )
-    backbone = BACKBONES[name]
+    backbone = known_backbone(name)
     unknown = [tap for tap in taps if tap not in backbone.taps]
     if unknown or not taps:
         what = f"has no tap {', '.join(unknown)}" if unknown else "needs at least one tap"
@@ -99,7 +111,27 @@ def resolve_weights(spec: str, backbone_name: str) -> Weights:
     ConfigurationError
         If `spec` makes no sense.
     """
-    return find_weights(spec, backbone_name, BACKBONES[backbone_name].pretrained.url)
+    return find_weights(spec, backbone_name, known_backbone(backbone_name).pretrained.url)
+
+
+@cache
+def check_size(backbone_name: str, taps: tuple[str, ...], shape: tuple[int, int]) -> None:
+    """Refuse bands that the pooling before the last tap would leave nothing of.
+
+    Raises
+    ------
+    InputError
+        If they are too small.
+    """
+    try:
+        with torch.device("meta"):
+            _layers(backbone_name, taps)(torch.empty(1, 3, *shape))
+    except RuntimeError as error:
+        raise InputError(
+            f"Bands of {shape[0]} x {shape[1]} coefficients are too small for the taps "
+            f"{', '.join(taps)} of {backbone_name}",
+            "Read taps that come earlier, or take fewer levels",
+        ) from error
 
 
 class Trunk(nn.Module):
@@ -160,6 +192,10 @@ class Trunk(nn.Module):
         list of Tensor
             (n, channels, y', x') for each tap, in the order of the layers.
         """
+        if len(images) == 1:
+            # Convolutions of one image take another path, with other last bits, than those of
+            # several: then bits would depend on how slices fall into batches.
+            return [read[:1] for read in self(images.expand(2, -1, -1, -1).contiguous())]
         features = functional.conv2d(
             images, self.grey_weight, None, self.stride, self.padding
         ) + self.bias_map(images.shape[-2], images.shape[-1])
@@ -184,11 +220,7 @@ def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
     """
     backbone = named_backbone(weights.backbone, taps)
     indices = sorted(backbone.taps[tap] for tap in taps)
-    with torch.device("meta"):
-        features = backbone.build().features
-    if not isinstance(features, nn.Sequential):
-        raise TypeError(f"the layers of {backbone.name} are no sequence")
-    layers = features[: indices[-1] + 1]
+    layers = _layers(weights.backbone, tuple(taps))
     if weights.path is None:
         normalisation = Normalisation()
         layers.load_state_dict(_random_state(layers, int(weights.identity[7:])), assign=True)
@@ -196,6 +228,16 @@ def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
         state, normalisation = read_state(weights)
         layers.load_state_dict(checked_state(layers, state, weights.path), assign=True)
     return Trunk(list(layers), indices, normalisation)
+
+
+def _layers(backbone_name: str, taps: tuple[str, ...]) -> nn.Sequential:
+    """Return a backbone up to its last tap, without weights."""
+    backbone = named_backbone(backbone_name, taps)
+    with torch.device("meta"):
+        features = backbone.build().features
+    if not isinstance(features, nn.Sequential):
+        raise TypeError(f"the layers of {backbone.name} are no sequence")
+    return features[: max(backbone.taps[tap] for tap in taps) + 1]
 
 
 def _random_state(layers: nn.Module, seed: int) -> dict[str, torch.Tensor]:

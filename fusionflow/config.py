@@ -46,7 +46,7 @@ class Wavelet(_Options):
     """
 
     name: str = "db2"
-    levels: int = Field(default=1, ge=0, le=8)
+    levels: int = Field(strict=True, default=1, ge=0, le=8)
     mode: str = "symmetric"
 
     @field_validator("name")
@@ -54,6 +54,8 @@ class Wavelet(_Options):
     def _known_wavelet(cls, value: str) -> str:
         if value not in pywt.wavelist(kind="discrete"):
             raise ValueError(f"no discrete wavelet is called {value!r}; try haar, db2 or bior4.4")
+        if value == "dmey":
+            raise ValueError("dmey is an approximation that does not give the image back")
         return value
 
     @field_validator("mode")
@@ -101,11 +103,11 @@ class Method(_Options):
     backbone: str | None = None
     weights: str = "auto"
     taps: tuple[str, ...] = ()
-    window: int = Field(default=3, ge=1, le=31)
-    temperature: float = Field(default=0.5, gt=0, le=100)
+    window: int = Field(strict=True, default=3, ge=1, le=31)
+    temperature: float = Field(strict=True, default=0.5, gt=0, le=100)
     precision: Literal["float32", "bfloat16"] = "float32"
-    batch: int = Field(default=16, ge=1, le=1024)
-    threads: int = Field(default=1, ge=1, le=1024)
+    batch: int = Field(strict=True, default=16, ge=1, le=1024)
+    threads: int = Field(strict=True, default=1, ge=1, le=1024)
 
     @field_validator("window")
     @classmethod
@@ -171,8 +173,8 @@ class ConformOptions(_Options):
         The percentile inside the mask that becomes 1. Nothing is clipped.
     """
 
-    mri_percentile: float = Field(default=99.5, gt=50, le=100)
-    pet_percentile: float = Field(default=99.5, gt=50, le=100)
+    mri_percentile: float = Field(strict=True, default=99.5, gt=50, le=100)
+    pet_percentile: float = Field(strict=True, default=99.5, gt=50, le=100)
 
 
 class ClusterOptions(_Options):
@@ -195,11 +197,11 @@ class ClusterOptions(_Options):
     """
 
     address: str | None = None
-    n_workers: int | None = Field(default=None, ge=1)
-    threads_per_worker: int = Field(default=1, ge=1)
-    memory_mb: int | None = Field(default=None, ge=256)
+    n_workers: int | None = Field(strict=True, default=None, ge=1)
+    threads_per_worker: int = Field(strict=True, default=1, ge=1)
+    memory_mb: int | None = Field(strict=True, default=None, ge=256)
     work_dir: Path | None = None
-    window: int | None = Field(default=None, ge=1)
+    window: int | None = Field(strict=True, default=None, ge=1)
 
 
 class RunConfig(_Options):
@@ -228,9 +230,27 @@ class RunConfig(_Options):
     def _method_by_name(cls, value: object) -> object:
         if isinstance(value, str):
             return named_method(value)
-        if isinstance(value, dict) and value.get("name") in METHODS:
-            return {**METHODS[value["name"]].model_dump(), **value}
+        if isinstance(value, dict) and str(value.get("name")) in METHODS:
+            known = METHODS[str(value["name"])].model_dump()
+            if isinstance(value.get("wavelet"), dict):
+                value = {**value, "wavelet": {**known["wavelet"], **value["wavelet"]}}
+            return {**known, **value}
         return value
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but for a name that is given twice."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    names = [key.value for key, _ in node.value]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise yaml.YAMLError(f"{', '.join(twice)} is given twice{node.start_mark}")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 def load_config(path: Path) -> RunConfig:
@@ -246,10 +266,12 @@ def load_config(path: Path) -> RunConfig:
         message names the file and each option.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Cannot read the configuration {path}: {error}") from error
-    except yaml.YAMLError as error:
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
     if content is None:
         content = {}

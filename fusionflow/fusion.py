@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fusionflow.backbones import Trunk, load_trunk, named_backbone
+from fusionflow.backbones import Trunk, check_size, load_trunk, named_backbone
 from fusionflow.config import Method
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.wavelet import FloatArray, Subbands
@@ -180,7 +180,7 @@ def fuse_subbands(
     Raises
     ------
     InputError
-        If the sources do not have the same shape.
+        If the sources do not have the same shape, or are too small for the taps.
     ConfigurationError
         If the rule needs weights and there are none.
     """
@@ -191,6 +191,8 @@ def fuse_subbands(
     if reads_backbone(method):
         if weights is None:
             raise ConfigurationError(f"Method {method.name} needs the weights of {method.backbone}")
+        for _, _, coefficients in mri.bands():
+            check_size(weights.backbone, method.taps, coefficients.shape[1:])
         trunk = load_trunk(weights, method.taps, device)
     fused: list[FloatArray] = []
     for (band, level, of_mri), (_, _, of_pet) in pairs:
@@ -202,7 +204,7 @@ def fuse_subbands(
             active_mri = active_pet = np.empty((0, *of_mri.shape), np.float32)
         pair = BandPair(band, level, of_mri, of_pet, active_mri, active_pet, method.temperature)
         w = rule.weigh(pair)
-        # Not pet + w * (mri - pet): with w = 1 this gives the MRI to the last bit.
+        # Not pet + w * (mri - pet): with w = 1 this gives the MRI exactly.
         fused.append(w * of_mri + (1 - w) * of_pet)
     return Subbands.from_bands(fused, mri.shape)
 

@@ -206,10 +206,16 @@ class Failure:
     request: str = ""
     created: str = ""
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Failure:
+        """Read the content of a record."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in content.items() if key in known})
+
 
 def fingerprint(*parts: str) -> str:
     """Return the SHA-256 of texts, in hexadecimal."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
 def _encode(value: Any) -> Any:  # noqa: ANN401
@@ -251,9 +257,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StoreError(
             f"Cannot write {path}: {error.strerror or error}", "Check space and permissions"
         ) from error
@@ -282,9 +290,7 @@ def read_published(paths: OutputPaths, label: str) -> Published | None:
 
 def read_failure(paths: OutputPaths, label: str) -> Failure | None:
     """Return the record of a scan's last failure, or None where there is none."""
-    return _parse(
-        paths.failure(label), read_json(paths.failure(label)), lambda item: Failure(**item)
-    )
+    return _parse(paths.failure(label), read_json(paths.failure(label)), Failure.from_json)
 
 
 def _parse(path: Path, content: Any, parse: Any) -> Any:  # noqa: ANN401
@@ -333,9 +339,13 @@ def gather_index(paths: OutputPaths) -> Index:
     """Read the records of all scans."""
     published, failures = [], []
     for label in scan_labels(paths):
-        if (record := read_published(paths, label)) is not None:
+        try:
+            record, failure = read_published(paths, label), read_failure(paths, label)
+        except StoreError as error:  # one damaged record must not hide the others
+            record, failure = None, Failure(label, str(error), type(error).__name__)
+        if record is not None:
             published.append(record)
-        if (failure := read_failure(paths, label)) is not None:
+        if failure is not None:
             failures.append(failure)
     return Index(tuple(published), tuple(failures))
 
@@ -361,7 +371,8 @@ def read_index(paths: OutputPaths) -> Index:
         If the folder holds no output of fusionflow.
     """
     content = read_json(paths.index)
-    if content is None:
+    of_another_version = isinstance(content, dict) and content.get("index", 1) != INDEX_VERSION
+    if content is None or of_another_version:
         if not paths.scans.is_dir():
             raise StoreError(
                 f"{paths.root} holds no fused cohort", "Make one: fusionflow run BIDS_DIR OUT_DIR"
@@ -371,7 +382,7 @@ def read_index(paths: OutputPaths) -> Index:
     def parse(content: Mapping[str, Any]) -> Index:
         return Index(
             tuple(Published.from_json(item) for item in content["published"]),
-            tuple(Failure(**item) for item in content["failures"]),
+            tuple(Failure.from_json(item) for item in content["failures"]),
         )
 
     index: Index = _parse(paths.index, content, parse)

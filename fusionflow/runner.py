@@ -18,7 +18,7 @@ import xarray as xr
 
 from fusionflow import clusters, cohort, graph
 from fusionflow.config import RunConfig
-from fusionflow.errors import ConfigurationError, FusionflowError, NoScansError
+from fusionflow.errors import ConfigurationError, FusionflowError, NoScansError, StoreError
 from fusionflow.io.bids import Excluded, Scan, discover
 from fusionflow.io.derivatives import write_dataset_files
 from fusionflow.io.nifti import read_header
@@ -234,9 +234,9 @@ class _CohortRun:
         for scan in scans:
             try:
                 record = read_published(self.paths, scan.label)
-            except FusionflowError as error:
-                self.fail(scan.label, type(error).__name__, str(error))
-                continue
+            except StoreError as error:  # a damaged record is replaced by a new one
+                logger.warning("%s", error)
+                record = None
             if record and self._is_done(record, scan):
                 self.report.unchanged.append(scan.label)
                 self.tell(Unchanged(scan.label))

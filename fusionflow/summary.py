@@ -60,14 +60,22 @@ def _sd(values: FloatArray) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
+def _quantile(values: FloatArray, share: float) -> float:
+    """Interpolate linearly, but not between a number and infinity: that would be NaN."""
+    low, high = (np.quantile(values, share, method=side) for side in ("lower", "higher"))
+    if low == high or np.isinf(high):
+        return float(high)
+    return float(np.quantile(np.clip(values, low, high), share))
+
+
 #: What is said of the cohort, in this order.
 STATISTICS = (
     Statistic("n", "subjects", lambda values: float(len(values))),
     Statistic("mean", "arithmetic mean", lambda values: float(np.mean(values))),
     Statistic("sd", "standard deviation (n - 1)", _sd),
     Statistic("median", "median", lambda values: float(np.median(values))),
-    Statistic("q25", "lower quartile", lambda values: float(np.quantile(values, 0.25))),
-    Statistic("q75", "upper quartile", lambda values: float(np.quantile(values, 0.75))),
+    Statistic("q25", "lower quartile", lambda values: _quantile(values, 0.25)),
+    Statistic("q75", "upper quartile", lambda values: _quantile(values, 0.75)),
 )
 
 

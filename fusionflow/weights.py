@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ def find_weights(spec: str, backbone_name: str, url: str) -> Weights:
     ------
     WeightsNotFoundError
         If they are not there, or there is no network to fetch them through.
+    ChecksumError
+        If torchvision's file is damaged.
     ConfigurationError
         If the seed is not a whole number.
     """
@@ -110,7 +113,7 @@ def _find_in_folder(folder: Path, backbone_name: str) -> Path:
         path
         for pattern in ("*.safetensors", "*.pth")
         for path in folder.glob(f"{backbone_name}{pattern}")
-        if not path.name.removeprefix(backbone_name)[0].isalnum()
+        if path.name.removeprefix(backbone_name)[0] in ".-"  # vgg19_bn is another network
     ]
     if not found:
         raise WeightsNotFoundError(
@@ -123,10 +126,10 @@ def _find_in_folder(folder: Path, backbone_name: str) -> Path:
 def _fetch_torchvision(backbone_name: str, url: str) -> Path:
     """Return torchvision's weights file, downloading it if it is not in torch's cache."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    digest = path.stem.rsplit("-", 1)[-1]
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            digest = path.stem.rsplit("-", 1)[-1]
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
         except (OSError, RuntimeError) as error:
             raise WeightsNotFoundError(
@@ -136,6 +139,11 @@ def _fetch_torchvision(backbone_name: str, url: str) -> Path:
                 f"{backbone_name}*.safetensors or .pth, or pass --weights FILE; to try things "
                 "out without pretrained weights ask for them by name: --weights random:0",
             ) from error
+    if not file_sha256(path).startswith(digest):
+        raise ChecksumError(
+            f"The SHA-256 of {path} does not begin with {digest}, as torchvision's does",
+            "Remove it, so that it is fetched again",
+        )
     return path
 
 
@@ -155,20 +163,29 @@ class Normalisation:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str] | None) -> Normalisation:
-        """Read the header of a safetensors file; what it does not say is torchvision's."""
+        """Read the header of a safetensors file; what it does not say is torchvision's.
+
+        Raises
+        ------
+        ValueError
+            If it says something that cannot be.
+        """
         metadata = metadata or {}
         default = cls()
 
         def numbers(name: str, fallback: tuple[float, ...]) -> tuple[float, ...]:
             if name not in metadata:
                 return fallback
-            return tuple(float(part) for part in metadata[name].split(","))
+            values = tuple(float(part) for part in metadata[name].split(","))
+            if len(values) != len(fallback) or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} {metadata[name]!r} is not {len(fallback)} numbers")
+            return values
 
-        return cls(
-            scale=float(metadata.get("scale", default.scale)),
-            mean=numbers("mean", default.mean),
-            std=numbers("std", default.std),
-        )
+        (scale,) = numbers("scale", (default.scale,))
+        std = numbers("std", default.std)
+        if min(std) <= 0:
+            raise ValueError(f"std {metadata['std']!r} is not positive")
+        return cls(scale=scale, mean=numbers("mean", default.mean), std=std)
 
 
 def read_state(weights: Weights) -> tuple[dict[str, torch.Tensor], Normalisation]:
@@ -194,7 +211,7 @@ def read_state(weights: Weights) -> tuple[dict[str, torch.Tensor], Normalisation
                 state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
                 normalisation = Normalisation.from_metadata(stream.metadata())
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             normalisation = Normalisation()
     except (SafetensorError, RuntimeError, ValueError, OSError, EOFError) as error:
         raise WeightsError(f"Cannot read the weights {path}: {error}") from error
@@ -218,10 +235,14 @@ def checked_state(
                 "Choose taps that come before it, or a file that holds that layer",
             )
         tensor = state[key]
+        if not isinstance(tensor, torch.Tensor):
+            raise WeightsError(f"The weights {path} have a {type(tensor).__name__} as {key}")
         if tensor.shape != wanted.shape:
             raise WeightsError(
                 f"The weights {path} have {key} of shape {tuple(tensor.shape)}, "
                 f"not {tuple(wanted.shape)}"
             )
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"The weights {path} have NaN or infinity in {key}", "Get them anew")
         checked[name] = tensor.to(torch.float32).contiguous()
     return checked

@@ -187,6 +187,20 @@ class TestPhantom:
         ball = np.cbrt(36 * np.pi * volume**2)
         assert area > 1.8 * ball
 
+    def test_white_matter_has_no_long_straight_edge(self, phantom: Phantom) -> None:
+        """A core clipped at a coordinate has one in some slice, and so has a wall without folds."""
+        spacing = phantom.t1w_affine[0, 0]
+        z = phantom.t1w_affine[2, 3] + spacing * np.arange(phantom.labels.shape[2])
+        white = (phantom.labels == TISSUES["white"].label)[:, :, (z > -14) & (z < 56)]
+        for axis in (0, 1):
+            for edge in (-1, 1):
+                faces = np.moveaxis(np.diff(white.astype(int), axis=axis) == edge, 1 - axis, 0)
+                run = longest = np.zeros(faces.shape[1:], int)
+                for of_face in faces:
+                    run = np.where(of_face, run + 1, 0)
+                    longest = np.maximum(longest, run)
+                assert longest.max() * spacing < 60
+
 
 class TestLesions:
     def test_are_one_of_each_kind_and_apart(self, phantom: Phantom) -> None:

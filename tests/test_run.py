@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import shutil
 from pathlib import Path
 
@@ -511,10 +510,3 @@ def _read(reading, stop, found, out, expected):
             problems.append(repr(error))
         reading.set()
     found.put((counts, problems))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(phantom_bids, tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreError, match="Check space and permissions"):
-        ff.run(phantom_bids, tmp_path / "out", config())

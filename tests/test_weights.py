@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -203,16 +205,27 @@ class TestTorchvision:
 
     @pytest.mark.parametrize("spec", ["auto", "torchvision"])
     @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "as torchvision has it"])
-    def test_a_cached_file_is_read(self, torch_cache, no_network, state, spec, zipped):
+    def test_a_cached_file_is_read(self, torch_cache, no_network, state, spec, zipped, monkeypatch):
         # torchvision's VGG19 is of 2017, older than the zip format of torch 1.6:
         # https://github.com/pytorch/vision/issues/2068
         torch_cache.mkdir(parents=True)
-        torch.save(state, torch_cache / CACHED_NAME, _use_new_zipfile_serialization=zipped)
+        made = torch_cache / "made.pth"
+        torch.save(state, made, _use_new_zipfile_serialization=zipped)
+        # The file's name ends in the beginning of its checksum, as torchvision's do.
+        cached = made.rename(torch_cache / f"vgg19-{file_sha256(made)[:8]}.pth")
+        served = SimpleNamespace(url=f"https://example.org/{cached.name}")
+        monkeypatch.setitem(BACKBONES, "vgg19", replace(BACKBONES["vgg19"], pretrained=served))
         weights = resolve_weights(spec, "vgg19")
-        assert weights.path == (torch_cache / CACHED_NAME).resolve()
+        assert weights.path == cached.resolve()
         assert no_network == []
         trunk = build_trunk(weights, TAPS)
         assert torch.equal(trunk.bias, state["features.0.bias"])
+
+    def test_a_cached_file_that_is_damaged_is_refused(self, torch_cache, no_network):
+        torch_cache.mkdir(parents=True)
+        (torch_cache / CACHED_NAME).write_bytes(b"half a download")
+        with pytest.raises(ChecksumError, match=r"does not begin with dcbb9e9d.*Remove it"):
+            resolve_weights("torchvision", "vgg19")
 
     def test_the_weights_folder_does_not_stand_in_for_it(
         self, torch_cache, no_network, weights_dir, monkeypatch

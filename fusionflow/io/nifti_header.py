@@ -207,6 +207,7 @@ def _nifti_header(path: Path, head: bytes) -> NiftiHeader:
     raise ImageError(f"{path} is not a NIfTI image", _CONVERT)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # damaged numbers are refused below
 def _orientation(
     path: Path, header: NiftiHeader, shape: tuple[int, ...]
 ) -> tuple[Orientation, tuple[str, ...]]:

@@ -115,11 +115,16 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
     Raises
     ------
     StoreError
-        If `rows` do not begin and end with a shard: two writers of one shard lose data.
+        If `rows` do not fit the volume, or do not begin and end with a shard: two writers of one
+        shard lose data.
     """
     stop = start + len(rows)
-    if start % layout.shard or (stop % layout.shard and stop != layout.shape[0]):
-        raise StoreError(f"Slices {start} to {stop} of {name} in {path} are not whole shards")
+    inside = 0 <= start <= stop <= layout.shape[0] and rows.shape[1:] == layout.shape[1:]
+    if not inside or start % layout.shard or (stop % layout.shard and stop != layout.shape[0]):
+        raise StoreError(
+            f"Slices {start} to {stop} of {name} in {path}, {rows.shape} of {layout.shape}, are "
+            "not whole shards"
+        )
     array = zarr.open_array(path / name, mode="r+", zarr_format=3)
     array[start:stop] = rows
 
