@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
 
 import torch
 import torchvision
@@ -19,29 +18,43 @@ from torch import nn
 from torch.nn import functional
 
 from fusionflow.errors import ConfigurationError, InputError
+from fusionflow.plugins import plugin, plugin_names
 from fusionflow.weights import Normalisation, Weights, checked_state, find_weights, read_state
+
+#: Entry points of other packages: objects of `Backbone`.
+_GROUP = "fusionflow.backbones"
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of torchvision whose layers form one sequence.
+    """A network whose first layers, ``features``, form one sequence, as torchvision's do.
 
     Attributes
     ----------
     name : str
         The architecture.
     build : callable
-        Makes the module, without weights.
+        Makes the module, without weights. ``features`` begins with a convolution of three
+        channels; its weights are looked up as ``features.*``.
     taps : mapping of str to int
         Layers that can be read, by index into ``features``.
-    pretrained : torchvision.models.WeightsEnum
-        Its ImageNet weights.
+    default_taps : tuple of str
+        What a method reads unless it says otherwise: early layers, which see detail.
+    url : str or None
+        Where its ImageNet weights are; the name ends in the beginning of their SHA-256.
+    size_mb : float
+        Of that file.
+    licence : str
+        Of those weights, as far as it is stated.
     """
 
     name: str
     build: Callable[[], nn.Module]
     taps: Mapping[str, int]
-    pretrained: Any
+    default_taps: tuple[str, ...]
+    url: str | None = None
+    size_mb: float = 0.0
+    licence: str = "not stated"
 
 
 def _vgg_taps(blocks: Sequence[int]) -> dict[str, int]:
@@ -57,14 +70,49 @@ def _vgg_taps(blocks: Sequence[int]) -> dict[str, int]:
     return taps
 
 
-#: The networks by name.
+_ALEXNET_TAPS = {
+    f"{kind}{i}": index + (kind == "relu")
+    for i, index in enumerate((0, 3, 6, 8, 10), start=1)
+    for kind in ("conv", "relu")
+}
+_DENSENET_TAPS = {
+    "conv0": 0,
+    "relu0": 2,
+    **{f"denseblock{i}": 2 + 2 * i for i in (1, 2, 3, 4)},
+    **{f"transition{i}": 3 + 2 * i for i in (1, 2, 3)},
+}
+
+
+def _of_torchvision(
+    name: str, taps: Mapping[str, int], default_taps: tuple[str, ...], licence: str
+) -> Backbone:
+    """Describe a network of torchvision by what torchvision says of it."""
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    return Backbone(
+        name=name,
+        build=torchvision.models.get_model_builder(name),
+        taps=taps,
+        default_taps=default_taps,
+        url=weights.url,
+        size_mb=weights.meta["_file_size"],
+        licence=licence,
+    )
+
+
+_TORCHVISION = "none stated for the weights; torchvision is BSD-3-Clause, ImageNet for research"
+_VGG_DEFAULT = ("relu1_1", "relu2_1", "relu3_1")
+
+#: The networks that come with fusionflow, by name.
 BACKBONES: dict[str, Backbone] = {
-    "vgg19": Backbone(
-        name="vgg19",
-        build=torchvision.models.vgg19,
-        taps=_vgg_taps((2, 2, 4, 4, 4)),
-        pretrained=torchvision.models.VGG19_Weights.IMAGENET1K_V1,
-    ),
+    backbone.name: backbone
+    for backbone in (
+        _of_torchvision("vgg19", _vgg_taps((2, 2, 4, 4, 4)), _VGG_DEFAULT, _TORCHVISION),
+        _of_torchvision("vgg16", _vgg_taps((2, 2, 3, 3, 3)), _VGG_DEFAULT, _TORCHVISION),
+        _of_torchvision("alexnet", _ALEXNET_TAPS, ("relu1", "relu2", "relu3"), _TORCHVISION),
+        _of_torchvision(
+            "densenet121", _DENSENET_TAPS, ("relu0", "denseblock1", "denseblock2"), _TORCHVISION
+        ),
+    )
 }
 
 
@@ -76,11 +124,13 @@ def known_backbone(name: str) -> Backbone:
     ConfigurationError
         If there is none.
     """
-    if name not in BACKBONES:
+    backbone = BACKBONES.get(name) or plugin(_GROUP, name, Backbone)
+    if backbone is None:
+        known = sorted({*BACKBONES, *plugin_names(_GROUP)})
         raise ConfigurationError(
-            f"No backbone is called {name!r}", f"Known are: {', '.join(sorted(BACKBONES))}"
+            f"No backbone is called {name!r}", f"Known are: {', '.join(known)}"
         )
-    return BACKBONES[name]
+    return backbone
 
 
 def named_backbone(name: str, taps: Sequence[str]) -> Backbone:
@@ -111,7 +161,7 @@ def resolve_weights(spec: str, backbone_name: str) -> Weights:
     ConfigurationError
         If `spec` makes no sense.
     """
-    return find_weights(spec, backbone_name, known_backbone(backbone_name).pretrained.url)
+    return find_weights(spec, backbone_name, known_backbone(backbone_name).url)
 
 
 @cache
@@ -152,8 +202,8 @@ class Trunk(nn.Module):
     ) -> None:
         super().__init__()
         first, *rest = layers
-        if not isinstance(first, nn.Conv2d) or first.bias is None:
-            raise TypeError("a trunk begins with a convolution that has a bias")
+        if not isinstance(first, nn.Conv2d) or first.in_channels != 3:
+            raise TypeError("a trunk begins with a convolution of three channels")
         self._taps = tuple(taps)
         mean = torch.tensor(normalisation.mean).view(1, 3, 1, 1)
         std = torch.tensor(normalisation.std).view(1, 3, 1, 1)
@@ -161,7 +211,8 @@ class Trunk(nn.Module):
         self.stride, self.padding = first.stride, first.padding
         self.register_buffer("grey_weight", weight.sum(1, keepdim=True) * normalisation.scale)
         self.register_buffer("shift_weight", -(weight * mean).sum(1, keepdim=True))
-        self.register_buffer("bias", first.bias.detach().clone())
+        bias = first.weight.new_zeros(len(weight)) if first.bias is None else first.bias
+        self.register_buffer("bias", bias.detach().clone())
         self.rest = nn.ModuleList(rest)
         for index, layer in enumerate(self.rest, start=1):
             if isinstance(layer, nn.ReLU):
@@ -241,15 +292,20 @@ def _layers(backbone_name: str, taps: tuple[str, ...]) -> nn.Sequential:
 
 
 def _random_state(layers: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """Return He-initialised weights (He et al. 2015) that depend on the seed alone."""
+    """Return He-initialised weights (He et al. 2015) that depend on the seed alone.
+
+    Normalisation layers leave their input as it is, and there are no biases.
+    """
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, tensor in layers.state_dict().items():
         if tensor.ndim > 1:
             fan_in = tensor[0].numel()
             state[name] = torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5
+        elif name.endswith(("weight", "running_var")):
+            state[name] = torch.ones(tensor.shape)
         else:
-            state[name] = torch.zeros(tensor.shape)
+            state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     return state
 
 

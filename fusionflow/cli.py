@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionflow import __version__
+from fusionflow import __version__, cli_tools
 from fusionflow.errors import ConfigurationError, FusionflowError
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def _labels(value: tuple[str, ...]) -> list[str]:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where workers may spill to disk.",
 )
+@cli_tools.OFFLINE
 @click.option("--cluster", metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:PORT.")
 @click.option("-v", "--verbose", count=True, help="Say more; -vv for tracebacks.")
 @click.option(
@@ -145,8 +146,10 @@ def _list_methods(ctx: click.Context, *, shown: bool) -> None:
         backbone = (
             f"{method.backbone} {', '.join(method.taps)}" if method.backbone else "no network"
         )
-        wavelet = f"{method.wavelet.name}, {method.wavelet.levels} level(s)"
-        click.echo(f"{method.name:12}  {method.rule:8}  {backbone}; {wavelet}")
+        kind = getattr(method.transform, "name", method.transform.kind)
+        levels = method.transform.levels
+        bands = f"{kind}, {levels} level{'s' * (levels > 1)}" if levels else "pixels"
+        click.echo(f"{method.name:16} {bands:20} {method.rule:8}  {backbone}")
     ctx.exit()
 
 
@@ -256,3 +259,6 @@ def status(out_dir: Path, verbose: int) -> None:
         f"{len(index.published)} fused{f' ({by_method})' if by_method else ''}, "
         f"{len(failed)} failed"
     )
+
+
+main.add_command(cli_tools.weights)

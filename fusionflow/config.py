@@ -10,11 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pywt
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
 
 from fusionflow.errors import ConfigurationError
 
@@ -45,6 +53,7 @@ class Wavelet(_Options):
         How a slice goes on beyond its border: an extension mode of PyWavelets.
     """
 
+    kind: Literal["wavelet"] = "wavelet"
     name: str = "db2"
     levels: int = Field(strict=True, default=1, ge=0, le=8)
     mode: str = "symmetric"
@@ -66,14 +75,45 @@ class Wavelet(_Options):
         return value
 
 
+class LaplacianPyramid(_Options):
+    """A Laplacian pyramid, see `fusionflow.pyramid`.
+
+    Attributes
+    ----------
+    levels : int
+        Levels, each half the size of the one before.
+    """
+
+    kind: Literal["laplacian"]
+    levels: int = Field(strict=True, default=4, ge=1, le=8)
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401
+    """Say which transform is meant; a wavelet need not say that it is one."""
+    kind = value.get("kind", "wavelet") if isinstance(value, dict) else getattr(value, "kind", "")
+    return str(kind)
+
+
+Transform: TypeAlias = Annotated[
+    Annotated[Wavelet, Tag("wavelet")] | Annotated[LaplacianPyramid, Tag("laplacian")],
+    Discriminator(_kind),
+]
+
+#: What pydantic adds to the place of an error in a transform.
+_KINDS = ("wavelet", "laplacian")
+
+#: The pixels as they are.
+PIXELS = Wavelet(levels=0)
+
+
 class Method(_Options):
-    """Wavelet, backbone, taps and rule: all that decides how two slices become one.
+    """Transform, backbone, taps and rule: all that decides how two slices become one.
 
     Attributes
     ----------
     name : str
         What the method is called in tables and sidecars.
-    wavelet : Wavelet
+    transform : Wavelet or LaplacianPyramid
         The transform whose bands are merged.
     rule : str
         How activities become weights, see `fusionflow.fusion.RULES`.
@@ -98,7 +138,7 @@ class Method(_Options):
     """
 
     name: str
-    wavelet: Wavelet = Wavelet()
+    transform: Transform = Wavelet()
     rule: str
     backbone: str | None = None
     weights: str = "auto"
@@ -131,20 +171,28 @@ class Method(_Options):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-#: The methods that have a name of their own.
+def _with_backbone(name: str, backbone: str, taps: tuple[str, ...], **options: Any) -> Method:  # noqa: ANN401
+    return Method(name=name, rule="l1-soft", backbone=backbone, taps=taps, **options)
+
+
+_VGG_TAPS = ("relu1_1", "relu2_1", "relu3_1")
+
+#: The methods that have a name of their own: the paper's, then what they are compared with.
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(
-            name="dwt-vgg19",
-            rule="l1-soft",
-            backbone="vgg19",
-            taps=("relu1_1", "relu2_1", "relu3_1"),
-        ),
+        _with_backbone("dwt-vgg19", "vgg19", _VGG_TAPS),
+        _with_backbone("dwt-vgg16", "vgg16", _VGG_TAPS),
+        _with_backbone("dwt-alexnet", "alexnet", ("relu1", "relu2", "relu3")),
+        _with_backbone("dwt-densenet121", "densenet121", ("relu0", "denseblock1", "denseblock2")),
+        _with_backbone("dwt-random", "vgg19", _VGG_TAPS, weights="random:0"),
+        _with_backbone("feature-vgg19", "vgg19", _VGG_TAPS, transform=PIXELS),
+        Method(name="mri", rule="mri", transform=PIXELS),
+        Method(name="pet", rule="pet", transform=PIXELS),
+        Method(name="average", rule="average", transform=PIXELS),
+        Method(name="maximum", rule="max", transform=PIXELS),
         Method(name="dwt-max", rule="max-abs"),
-        Method(name="dwt-average", rule="average"),
-        Method(name="mri", rule="mri"),
-        Method(name="pet", rule="pet"),
+        Method(name="laplacian", rule="max-abs", transform=LaplacianPyramid(kind="laplacian")),
     )
 }
 
@@ -232,8 +280,8 @@ class RunConfig(_Options):
             return named_method(value)
         if isinstance(value, dict) and str(value.get("name")) in METHODS:
             known = METHODS[str(value["name"])].model_dump()
-            if isinstance(value.get("wavelet"), dict):
-                value = {**value, "wavelet": {**known["wavelet"], **value["wavelet"]}}
+            if isinstance(value.get("transform"), dict):
+                value = {**value, "transform": {**known["transform"], **value["transform"]}}
             return {**known, **value}
         return value
 
@@ -294,7 +342,7 @@ def validated(content: dict[str, Any], where: str) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            f"{'.'.join(str(part) for part in fault['loc'] if part not in _KINDS)}: {fault['msg']}"
             for fault in error.errors()
         )
         raise ConfigurationError(f"{where}: {faults}") from error

@@ -19,7 +19,8 @@ from torch.nn import functional
 from fusionflow.backbones import Trunk, check_size, load_trunk, named_backbone
 from fusionflow.config import Method
 from fusionflow.errors import ConfigurationError, InputError
-from fusionflow.wavelet import FloatArray, Subbands
+from fusionflow.plugins import plugin, plugin_names
+from fusionflow.subbands import FloatArray, Subbands
 from fusionflow.weights import Weights
 
 
@@ -29,8 +30,8 @@ class BandPair:
 
     Attributes
     ----------
-    band : {"a", "h", "v", "d"}
-        Which band.
+    band : {"a", "h", "v", "d", "l"}
+        Which band; ``l`` is that of a Laplacian pyramid.
     level : int
         Its level, 1 the finest.
     mri, pet : ndarray, (z, y', x') float32
@@ -84,9 +85,20 @@ def _constant(value: float) -> WeighBand:
     return weigh
 
 
+def _max(pair: BandPair) -> FloatArray:
+    """Choose the larger coefficient."""
+    return (pair.mri >= pair.pet).astype(np.float32)
+
+
 def _max_abs(pair: BandPair) -> FloatArray:
     """Choose the coefficient of larger magnitude; the MRI where they are equal."""
     return (np.abs(pair.mri) >= np.abs(pair.pet)).astype(np.float32)
+
+
+def _l1_max(pair: BandPair) -> FloatArray:
+    """Choose the source that is more active at most taps; half of each where it is a tie."""
+    votes = np.sign(pair.mri_activity - pair.pet_activity).sum(axis=0)
+    return ((np.sign(votes) + 1) / 2).astype(np.float32)
 
 
 def _l1_soft(pair: BandPair) -> FloatArray:
@@ -106,11 +118,16 @@ def _l1_soft(pair: BandPair) -> FloatArray:
     return total / np.float32(len(pair.mri_activity))
 
 
-#: The rules by name.
+#: Entry points of other packages: objects of `Rule`.
+_GROUP = "fusionflow.rules"
+
+#: The rules that come with fusionflow, by name.
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
         Rule("l1-soft", _l1_soft, reads_backbone=True),
+        Rule("l1-max", _l1_max, reads_backbone=True),
+        Rule("max", _max),
         Rule("max-abs", _max_abs),
         Rule("average", _constant(0.5)),
         Rule("mri", _constant(1.0)),
@@ -127,9 +144,11 @@ def named_rule(name: str) -> Rule:
     ConfigurationError
         If there is none.
     """
-    if name not in RULES:
-        raise ConfigurationError(f"No rule is called {name!r}", f"Known are: {', '.join(RULES)}")
-    return RULES[name]
+    rule = RULES.get(name) or plugin(_GROUP, name, Rule)
+    if rule is None:
+        known = sorted({*RULES, *plugin_names(_GROUP)})
+        raise ConfigurationError(f"No rule is called {name!r}", f"Known are: {', '.join(known)}")
+    return rule
 
 
 def reads_backbone(method: Method) -> bool:
@@ -198,7 +217,7 @@ def fuse_subbands(
     for (band, level, of_mri), (_, _, of_pet) in pairs:
         if rule.reads_backbone:
             both = np.concatenate([of_mri, of_pet])
-            active = activity(both, band, level, trunk, method, device=device)
+            active = activity(both, band, level, trunk, method, gain=mri.gain, device=device)
             active_mri, active_pet = active[:, : len(of_mri)], active[:, len(of_mri) :]
         else:
             active_mri = active_pet = np.empty((0, *of_mri.shape), np.float32)
@@ -206,7 +225,7 @@ def fuse_subbands(
         w = rule.weigh(pair)
         # Not pet + w * (mri - pet): with w = 1 this gives the MRI exactly.
         fused.append(w * of_mri + (1 - w) * of_pet)
-    return Subbands.from_bands(fused, mri.shape)
+    return mri.with_bands(fused)
 
 
 def activity(
@@ -216,6 +235,7 @@ def activity(
     trunk: Trunk,
     method: Method,
     *,
+    gain: float = 2.0,
     device: str = "cpu",
 ) -> FloatArray:
     """Return how much each place of a band has to tell.
@@ -230,11 +250,13 @@ def activity(
     coefficients : ndarray, (n, y', x') float32
         One band of one or more stacks.
     band, level : str, int
-        Which band; a level doubles the range of coefficients, which is undone here.
+        Which band.
     trunk : Trunk
         The backbone.
     method : Method
         Gives window, batch and precision.
+    gain : float
+        By how much a level enlarges the range of coefficients, which is undone here.
     device : str
         Where `trunk` is.
 
@@ -254,7 +276,7 @@ def activity(
     ):
         blank = trunk(torch.full((1, 1, rows, columns), empty, device=device))
         for start in range(0, len(coefficients), method.batch):
-            chunk = coefficients[start : start + method.batch] * np.float32(0.5**level)
+            chunk = coefficients[start : start + method.batch] * np.float32(gain**-level)
             images = torch.from_numpy(chunk)[:, None].to(device) + empty
             maps = []
             for features, nothing in zip(trunk(images), blank, strict=True):

@@ -26,7 +26,7 @@ from fusionflow.errors import ConfigurationError
 from fusionflow.io.store import Layout
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS
 from fusionflow.placement import advertised, current_client, wishes
-from fusionflow.wavelet import check_levels
+from fusionflow.transform import check_levels
 from fusionflow.weights import Weights
 
 
@@ -185,7 +185,7 @@ def fuse(
     schema.validate(scan, schema.CONFORMED, "scan")
     sizes = scan["mri"].shape
     layout = Layout.of_shape((sizes[0], sizes[1], sizes[2]))
-    check_levels(layout.shape[1:], method.wavelet)
+    check_levels(layout.shape[1:], method.transform)
     gpus = advertised(current_client())
     recipe = make_recipe(method, region, gpus=gpus)
     chunks = (layout.slab, *layout.shape[1:])

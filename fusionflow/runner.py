@@ -35,7 +35,7 @@ from fusionflow.ledger import (
 )
 from fusionflow.placement import advertised
 from fusionflow.stages import Job, Recipe
-from fusionflow.wavelet import check_levels
+from fusionflow.transform import check_levels
 from fusionflow.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -295,7 +295,7 @@ class _CohortRun:
         """Read the header of the T1w image and lay the scan out."""
         x, y, z = read_header(scan.t1w).orientation.ras_shape
         layout = Layout.of_shape((z, y, x))
-        check_levels((y, x), self.config.method.wavelet)
+        check_levels((y, x), self.config.method.transform)
         return Job(
             scan=scan,
             source=self.source,

@@ -28,7 +28,8 @@ from fusionflow.io.nifti import Orientation
 from fusionflow.ledger import InputFile, OutputPaths, discard, fingerprint
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
-from fusionflow.wavelet import FloatArray, Subbands, decompose, reconstruct
+from fusionflow.subbands import FloatArray, Subbands
+from fusionflow.transform import decompose, reconstruct
 from fusionflow.weights import Weights
 
 Region = Literal["frame", "mask"]
@@ -126,8 +127,8 @@ class FusedSlab(NamedTuple):
 def decompose_slab(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> BandsOfBoth:
     """Return the DWT of a slab of both sources."""
     start = time.perf_counter()
-    wavelet = recipe.method.wavelet
-    of_mri, of_pet = decompose(mri, wavelet), decompose(pet, wavelet)
+    transform = recipe.method.transform
+    of_mri, of_pet = decompose(mri, transform), decompose(pet, transform)
     return BandsOfBoth(of_mri, of_pet, time.perf_counter() - start)
 
 
@@ -159,7 +160,7 @@ def reconstruct_slab(
 ) -> FusedSlab:
     """Return a fused slab and the metrics of its slices."""
     start = time.perf_counter()
-    image = reconstruct(fused.bands, recipe.method.wavelet)
+    image = reconstruct(fused.bands, recipe.method.transform)
     seconds = fused.seconds + time.perf_counter() - start
     metrics = slice_metrics(mri, pet, image, mask, region=recipe.region)
     return FusedSlab(image, metrics, seconds)

@@ -1,67 +1,16 @@
 """The 2-D discrete wavelet transform of stacks of slices, and back.
 
-PyWavelets does the work; this module keeps the bands of a stack together and the sizes right.
+PyWavelets does the work; this module keeps the sizes right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 import pywt
 
 from fusionflow.config import Wavelet
 from fusionflow.errors import InputError
-
-FloatArray: TypeAlias = npt.NDArray[np.float32]
-
-#: Detail bands of one level, in the order of PyWavelets.
-DETAILS = ("h", "v", "d")
-
-
-@dataclass(frozen=True)
-class Subbands:
-    """The DWT bands of a stack of slices.
-
-    Attributes
-    ----------
-    approximation : ndarray, (z, y', x') float32
-        Band ``a`` of the coarsest level (the slices themselves where there are no levels).
-    details : tuple of tuple of ndarray
-        Bands ``h``, ``v``, ``d`` for each level, coarsest first, each (z, y', x') float32.
-    shape : tuple of int
-        (y, x) of the slices, which odd sizes need on the way back.
-    """
-
-    approximation: FloatArray
-    details: tuple[tuple[FloatArray, FloatArray, FloatArray], ...]
-    shape: tuple[int, int]
-
-    @property
-    def levels(self) -> int:
-        """Number of levels."""
-        return len(self.details)
-
-    def bands(self) -> Iterator[tuple[str, int, FloatArray]]:
-        """Yield (band, level, coefficients), coarsest first; level 1 is the finest."""
-        yield "a", self.levels, self.approximation
-        for index, level_bands in enumerate(self.details):
-            for band, coefficients in zip(DETAILS, level_bands, strict=True):
-                yield band, self.levels - index, coefficients
-
-    @classmethod
-    def from_bands(cls, bands: list[FloatArray], shape: tuple[int, int]) -> Subbands:
-        """Put bands in the order of `bands` together again."""
-        approximation, *rest = bands
-        details = tuple((rest[i], rest[i + 1], rest[i + 2]) for i in range(0, len(rest), 3))
-        return cls(approximation, details, shape)
-
-    def __sizeof__(self) -> int:
-        """Return the bytes of all coefficients, which Dask's memory accounting reads."""
-        return 64 + sum(coefficients.nbytes for _, _, coefficients in self.bands())
+from fusionflow.subbands import FloatArray, Subbands
 
 
 def decompose(slices: FloatArray, wavelet: Wavelet) -> Subbands:

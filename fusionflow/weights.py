@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,17 @@ from fusionflow.errors import ChecksumError, ConfigurationError, WeightsError, W
 logger = logging.getLogger(__name__)
 
 WEIGHTS_DIR_VARIABLE = "FUSIONFLOW_WEIGHTS_DIR"
+#: Set to anything, nothing is downloaded.
+OFFLINE_VARIABLE = "FUSIONFLOW_OFFLINE"
+#: Checksums of a weights folder, as the command ``sha256sum`` writes and checks them.
+SUMS_FILE = "SHA256SUMS"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+#: torchvision's DenseNet file is older than the names of its layers.
+_DENSENET_OF_OLD = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Weights:
         return f"{self.path.name} (sha256 {self.identity[:12]})"
 
 
-def find_weights(spec: str, backbone_name: str, url: str) -> Weights:
+def find_weights(spec: str, backbone_name: str, url: str | None) -> Weights:
     """Find the weights that `spec` names. Nothing is ever replaced by something else.
 
     Parameters
@@ -71,15 +80,15 @@ def find_weights(spec: str, backbone_name: str, url: str) -> Weights:
         - otherwise the path of a ``.safetensors`` or ``.pth`` file.
     backbone_name : str
         The architecture.
-    url : str
-        Where torchvision has its weights; the name ends in the beginning of their SHA-256.
+    url : str or None
+        Where its weights are on the network; the name ends in the beginning of their SHA-256.
 
     Raises
     ------
     WeightsNotFoundError
         If they are not there, or there is no network to fetch them through.
     ChecksumError
-        If torchvision's file is damaged.
+        If the file is not what its name (torchvision's) or the folder's ``SHA256SUMS`` says.
     ConfigurationError
         If the seed is not a whole number.
     """
@@ -103,6 +112,13 @@ def find_weights(spec: str, backbone_name: str, url: str) -> Weights:
                 "Give the path of a .safetensors or .pth file, `torchvision`, or random:SEED",
             )
     weights = Weights(backbone_name, file_sha256(path), path.resolve())
+    known = read_sums(path.parent).get(path.name)
+    if known not in (None, weights.identity):
+        raise ChecksumError(
+            f"The weights {path} have SHA-256 {weights.identity[:12]}, but {SUMS_FILE} beside "
+            f"them says {known[:12] if known else known}",
+            "The file changed or is damaged: stage it again",
+        )
     logger.info("weights of %s: %s", backbone_name, path)
     return weights
 
@@ -123,28 +139,62 @@ def _find_in_folder(folder: Path, backbone_name: str) -> Path:
     return min(found, key=lambda path: (len(path.name), path.name))
 
 
-def _fetch_torchvision(backbone_name: str, url: str) -> Path:
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return the checksums that a weights folder states: file name -> SHA-256."""
+    try:
+        lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"Cannot read {folder / SUMS_FILE}: {error}") from error
+    parts = [line.split(maxsplit=1) for line in lines if line.strip()]
+    return {part[1].lstrip("*"): part[0] for part in parts if len(part) == 2}
+
+
+def cached_path(url: str) -> Path:
+    """Return where torch's cache has, or would have, the file at `url`."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
+def stated_digest(url: str) -> str:
+    """Return the beginning of the SHA-256 that torchvision writes into the name of its files."""
+    return Path(url).stem.rsplit("-", 1)[-1]
+
+
+def _fetch_torchvision(backbone_name: str, url: str | None) -> Path:
     """Return torchvision's weights file, downloading it if it is not in torch's cache."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    digest = path.stem.rsplit("-", 1)[-1]
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
-        except (OSError, RuntimeError) as error:
-            raise WeightsNotFoundError(
-                f"The pretrained weights of {backbone_name} are not on this machine and could "
-                f"not be downloaded ({error})",
-                f"Put them at {path}, or set {WEIGHTS_DIR_VARIABLE} to a folder that holds "
-                f"{backbone_name}*.safetensors or .pth, or pass --weights FILE; to try things "
-                "out without pretrained weights ask for them by name: --weights random:0",
-            ) from error
+    if url is None:
+        raise WeightsNotFoundError(
+            f"There are no weights of {backbone_name} to be fetched",
+            "Give the path of a .safetensors or .pth file",
+        )
+    path, digest = cached_path(url), stated_digest(url)
+    if not path.is_file() and (reason := _download(url, path, digest)):
+        raise WeightsNotFoundError(
+            f"The pretrained weights of {backbone_name} are not on this machine and could "
+            f"not be downloaded ({reason})",
+            f"Put them at {path}, or set {WEIGHTS_DIR_VARIABLE} to a folder that holds "
+            f"{backbone_name}*.safetensors or .pth, or pass --weights FILE; to try things "
+            "out without pretrained weights ask for them by name: --weights random:0",
+        )
     if not file_sha256(path).startswith(digest):
         raise ChecksumError(
             f"The SHA-256 of {path} does not begin with {digest}, as torchvision's does",
             "Remove it, so that it is fetched again",
         )
     return path
+
+
+def _download(url: str, path: Path, digest: str) -> str | None:
+    """Fetch a file whole, or say why that was not possible."""
+    if os.environ.get(OFFLINE_VARIABLE):
+        return "offline"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return None
 
 
 def file_sha256(path: Path) -> str:
@@ -205,6 +255,17 @@ def read_state(weights: Weights) -> tuple[dict[str, torch.Tensor], Normalisation
             f"The weights {path} have SHA-256 {found[:12]}, not {weights.identity[:12]}",
             "The file changed or is damaged: fetch it again",
         )
+    return read_tensors(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:
+    """Return the tensors of a file by name, and what its network expects of its input.
+
+    Raises
+    ------
+    WeightsError
+        If it holds anything else; nothing in it is executed.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as stream:
@@ -227,8 +288,12 @@ def checked_state(
 ) -> dict[str, torch.Tensor]:
     """Return the weights of `layers` in float32, having checked that all of them fit."""
     checked = {}
+    state = {_DENSENET_OF_OLD.sub(r"\1\2", key): tensor for key, tensor in state.items()}
     for name, wanted in layers.state_dict().items():
         key = f"features.{name}"
+        if name.endswith("num_batches_tracked"):  # counts training steps; older files lack it
+            checked[name] = torch.zeros((), dtype=wanted.dtype)
+            continue
         if key not in state:
             raise WeightsError(
                 f"The weights {path} have no {key}",

@@ -70,7 +70,7 @@ def test_an_empty_folder(tmp_path):
 
 def test_as_a_command_of_dask(bids, tmp_path):
     run = fusionflow(
-        "run", bids, tmp_path, "--participant-label", "02", "--method", "dwt-average",
+        "run", bids, tmp_path, "--participant-label", "02", "--method", "average",
         command=("dask", "fusionflow"),
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from fusionflow.config import (
     METHODS,
     ConformOptions,
+    LaplacianPyramid,
     Method,
     RunConfig,
     Wavelet,
@@ -82,8 +83,8 @@ class TestValues:
             {"batch": 0},
             {"window": -1},
             {"precision": "float16"},
-            {"wavelet": {"levels": -1}},
-            {"wavelet": {"levels": 1.5}},
+            {"transform": {"levels": -1}},
+            {"transform": {"levels": 1.5}},
         ],
         ids=str,
     )
@@ -99,7 +100,7 @@ class TestValues:
 
 DEFAULT = METHODS["dwt-vgg19"]
 CHANGES = {
-    "wavelet": [
+    "transform": [
         Wavelet(name="haar"),
         Wavelet(levels=2),
         Wavelet(mode="periodization"),
@@ -125,12 +126,19 @@ class TestFingerprint:
 
     def test_no_parameter_is_left_out(self):
         assert {*CHANGES, "name", "weights"} == set(Method.model_fields)
-        assert set(Wavelet.model_fields) == {
+        assert set(Wavelet.model_fields) - {"kind"} == {
             field
-            for wavelet in CHANGES["wavelet"]
+            for wavelet in CHANGES["transform"]
             for field in Wavelet.model_fields
-            if getattr(wavelet, field) != getattr(DEFAULT.wavelet, field)
+            if getattr(wavelet, field) != getattr(DEFAULT.transform, field)
         }
+
+    def test_another_kind_of_transform_changes_it(self):
+        pyramid = LaplacianPyramid(kind="laplacian", levels=1)
+        changed = DEFAULT.model_copy(update={"transform": pyramid})
+        deeper = changed.model_copy(update={"transform": pyramid.model_copy(update={"levels": 2})})
+        prints = {method.fingerprint("w") for method in (DEFAULT, changed, deeper)}
+        assert len(prints) == 3
 
     def test_weights_change_it(self):
         identities = [None, "random:0", "random:1", "0" * 64]
@@ -144,7 +152,7 @@ class TestFingerprint:
         written = load(
             "method:\n  name: dwt-vgg19\n  batch: 16\n  taps: [relu1_1, relu2_1, relu3_1]\n"
             "  rule: l1-soft\n  backbone: vgg19\n  temperature: 5.0e-1\n"
-            "  wavelet: {mode: symmetric, levels: 1, name: db2}\n"
+            "  transform: {mode: symmetric, levels: 1, name: db2}\n"
         ).method
         assert written == DEFAULT
         assert written.fingerprint("w") == DEFAULT.fingerprint("w")
@@ -194,7 +202,7 @@ class TestYaml:
         [
             ("metod: dwt-max", "metod"),
             ("method: {name: dwt-vgg19, windows: 5}", "method.windows"),
-            ("method: {name: dwt-vgg19, wavelet: {level: 2}}", "method.wavelet.level"),
+            ("method: {name: dwt-vgg19, transform: {level: 2}}", "method.transform.level"),
             ("conform: {percentile: 99}", "conform.percentile"),
             ("cluster: {workers: 2}", "cluster.workers"),
             ("1: 2", "1"),
@@ -213,7 +221,7 @@ class TestYaml:
             ("method: null", "method"),
             ("region: brain", "region"),
             ("method: {name: dwt-vgg19, window: 4}", "method.window"),
-            ("method: {name: dwt-vgg19, wavelet: {name: db99}}", "method.wavelet.name"),
+            ("method: {name: dwt-vgg19, transform: {name: db99}}", "method.transform.name"),
             ("method: {name: dwt-vgg19, taps: relu1_1}", "method.taps"),
             ("cluster: {n_workers: 0}", "cluster.n_workers"),
             ("cluster: {memory_mb: lots}", "cluster.memory_mb"),
@@ -229,7 +237,7 @@ class TestYaml:
     @pytest.mark.parametrize(
         ("text", "option"),
         [
-            ("method: {name: dwt-vgg19, wavelet: {levels: true}}", "method.wavelet.levels"),
+            ("method: {name: dwt-vgg19, transform: {levels: true}}", "method.transform.levels"),
             ("method: {name: dwt-vgg19, batch: '8'}", "method.batch"),
             ("conform: {mri_percentile: '99'}", "conform.mri_percentile"),
         ],

@@ -137,6 +137,6 @@ def test_unoptimised_plain_compute_is_placed(client, gpu_worker, scan):
 
 
 def test_a_method_without_network_may_run_anywhere(client, scan):
-    lazy = ff.fuse(scan, "dwt-average")
+    lazy = ff.fuse(scan, "average")
     expected = (scan.mri + scan.pet).values / 2
     np.testing.assert_allclose(lazy.fused.compute().values, expected, atol=1e-6)

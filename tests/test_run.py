@@ -288,7 +288,7 @@ class TestForcedWeights:
         self, phantom_bids, client, tmp_path, source, levels
     ):
         wavelet = Wavelet(levels=levels)
-        forced = config(source, wavelet=wavelet)
+        forced = config(source, transform=wavelet)
         ff.run(phantom_bids, tmp_path, forced, client=client, participant_labels=["03"])
         scan = ff.open_cohort(tmp_path).scan("sub-03_ses-baseline").compute()
         assert scan.sizes == {**scan.sizes, "z": 41, "x": 47}  # odd
@@ -312,11 +312,11 @@ class TestAgain:
         out = shutil.copytree(fused[0], tmp_path / "out")
         bids = shutil.copytree(phantom_bids, tmp_path / "bids")
         # The copy has other paths; a first run with the average makes it known.
-        ff.run(bids, out, config("dwt-average"), client=client)
+        ff.run(bids, out, config("average"), client=client)
         pet = bids / "sub-03/ses-baseline/pet/sub-03_ses-baseline_trc-FDG_pet.nii.gz"
         image = nib.load(pet)
         nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 2, image.affine), pet)
-        again = ff.run(bids, out, config("dwt-average"), client=client)
+        again = ff.run(bids, out, config("average"), client=client)
         assert [record.label for record in again.fused] == ["sub-03_ses-baseline"]
         assert len(again.unchanged) == 3
 
@@ -374,7 +374,7 @@ class TestTrouble:
             ff.run(phantom_bids, tmp_path, config())
 
     def test_too_many_levels_fail_each_scan_with_a_reason(self, phantom_bids, client, tmp_path):
-        deep = config("dwt-average", wavelet=Wavelet(levels=8))
+        deep = config("average", transform=Wavelet(levels=8))
         report = ff.run(phantom_bids, tmp_path, deep, client=client)
         assert len(report.failed) == 4
         assert "carry 3 levels of db2, not 8" in report.failed[0].reason
@@ -383,11 +383,11 @@ class TestTrouble:
     def test_a_failed_scan_keeps_what_was_published(self, fused, phantom_bids, client, tmp_path):
         out = tmp_path / "out"
         bids = shutil.copytree(phantom_bids, tmp_path / "bids")
-        ff.run(bids, out, config("dwt-average"), client=client)
+        ff.run(bids, out, config("average"), client=client)
         before = ff.open_cohort(out).scan("sub-02_ses-baseline").fused.values
         t1w = bids / "sub-02/ses-baseline/anat/sub-02_ses-baseline_T1w.nii.gz"
         t1w.write_bytes(t1w.read_bytes()[:20_000])
-        report = ff.run(bids, out, config("dwt-average"), client=client)
+        report = ff.run(bids, out, config("average"), client=client)
         assert [failure.label for failure in report.failed] == ["sub-02_ses-baseline"]
         assert str(t1w) in report.failed[0].reason
         cohort = ff.open_cohort(out)
@@ -400,7 +400,7 @@ class TestTrouble:
         t1w = bids / "sub-02/ses-baseline/anat/sub-02_ses-baseline_T1w.nii.gz"
         image = nib.load(t1w)
         nib.save(image.slicer[:, :, 2:], t1w)
-        ff.run(bids, tmp_path / "out", config("dwt-average"), client=client)
+        ff.run(bids, tmp_path / "out", config("average"), client=client)
         cohort = ff.open_cohort(tmp_path / "out")
         with pytest.raises(GridError, match="sub-02_ses-baseline"):
             cohort.stack()
@@ -450,7 +450,7 @@ class TestLazy:
         scan = xr.Dataset(
             {name: (("z", "y", "x"), rng.random((5, 33, 30))) for name in ("mri", "pet")}
         )
-        result = ff.compute(ff.fuse(scan, "dwt-average").fused)
+        result = ff.compute(ff.fuse(scan, "average").fused)
         np.testing.assert_allclose(result.values, (scan.mri + scan.pet) / 2, atol=1e-6)
 
     def test_without_a_gpu_plain_compute_works(self, fused, client):
@@ -467,7 +467,7 @@ def test_a_reader_is_never_disturbed(fused, phantom_bids, client, tmp_path):
             label: ff.open_cohort(out).scan(label).fused.values.copy() for label in LABELS
         }
     }
-    for method in ("dwt-average", "dwt-max"):
+    for method in ("average", "dwt-max"):
         ff.run(phantom_bids, tmp_path / method, config(method), client=client)
         cohort = ff.open_cohort(tmp_path / method)
         expected[method] = {label: cohort.scan(label).fused.values for label in LABELS}
@@ -479,7 +479,7 @@ def test_a_reader_is_never_disturbed(fused, phantom_bids, client, tmp_path):
     reader.start()
     try:
         assert reading.wait(timeout=120)
-        for method in ("dwt-average", "dwt-max", "dwt-average"):
+        for method in ("average", "dwt-max", "average"):
             report = ff.run(phantom_bids, out, config(method), client=client)
             assert len(report.fused) == 4
             for label in LABELS:

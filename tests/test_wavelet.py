@@ -16,7 +16,7 @@ from strategies import MODES, WAVELETS, random_stack, seeds, stacks_and_wavelets
 from fusionflow import wavelet as module
 from fusionflow.config import Wavelet
 from fusionflow.errors import InputError
-from fusionflow.wavelet import Subbands, check_levels, decompose, reconstruct
+from fusionflow.wavelet import check_levels, decompose, reconstruct
 
 
 def slice_by_slice(stack, wavelet):
@@ -146,7 +146,7 @@ class TestSubbands:
     def test_are_put_together_again_from_their_bands(self, case):
         stack, wavelet = case
         bands = decompose(stack, wavelet)
-        again = Subbands.from_bands([values for _, _, values in bands.bands()], bands.shape)
+        again = bands.with_bands([values for _, _, values in bands.bands()])
         assert (again.shape, again.levels) == (bands.shape, bands.levels)
         assert_array_equal(reconstruct(again, wavelet), reconstruct(bands, wavelet))
 

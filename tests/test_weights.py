@@ -7,13 +7,13 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
 import torch
 from networks import random_state
 from safetensors.torch import save_file
+from torchvision.models import VGG19_Weights
 
 from fusionflow.backbones import BACKBONES, build_trunk, resolve_weights
 from fusionflow.errors import (
@@ -193,7 +193,7 @@ class TestTorchvision:
     ):
         with pytest.raises(WeightsNotFoundError, match="could not be downloaded") as error:
             resolve_weights(spec, "vgg19")
-        assert no_network == [BACKBONES["vgg19"].pretrained.url]
+        assert no_network == [BACKBONES["vgg19"].url]
         assert "Name or service not known" in error.value.message
         for way in (
             str(torch_cache / CACHED_NAME),
@@ -213,8 +213,8 @@ class TestTorchvision:
         torch.save(state, made, _use_new_zipfile_serialization=zipped)
         # The file's name ends in the beginning of its checksum, as torchvision's do.
         cached = made.rename(torch_cache / f"vgg19-{file_sha256(made)[:8]}.pth")
-        served = SimpleNamespace(url=f"https://example.org/{cached.name}")
-        monkeypatch.setitem(BACKBONES, "vgg19", replace(BACKBONES["vgg19"], pretrained=served))
+        url = f"https://example.org/{cached.name}"
+        monkeypatch.setitem(BACKBONES, "vgg19", replace(BACKBONES["vgg19"], url=url))
         weights = resolve_weights(spec, "vgg19")
         assert weights.path == cached.resolve()
         assert no_network == []
@@ -370,7 +370,7 @@ class TestNormalisation:
             assert Normalisation.from_metadata(metadata) == Normalisation(
                 1.0, IMAGENET_MEAN, IMAGENET_STD
             )
-        preset = BACKBONES["vgg19"].pretrained.transforms()
+        preset = VGG19_Weights.IMAGENET1K_V1.transforms()
         assert (tuple(preset.mean), tuple(preset.std)) == (IMAGENET_MEAN, IMAGENET_STD)
 
     def test_is_what_the_file_says(self):
