@@ -6,7 +6,9 @@ when a command runs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -27,11 +29,18 @@ EXIT_NOTHING_RAN = 4
 EXIT_INTERRUPTED = 130
 
 
+def _interrupt(_signal: int, _frame: object) -> None:
+    """Treat SIGTERM, which schedulers send, like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 class _Commands(click.Group):
     """Turns errors that are meant for people into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run a command."""
+        with contextlib.suppress(ValueError):  # only the main thread can
+            signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().invoke(ctx)
         except FusionflowError as error:
@@ -40,7 +49,7 @@ class _Commands(click.Group):
             click.secho(f"Error: {error}", fg="red", err=True)
             usage = isinstance(error, ConfigurationError)
             ctx.exit(EXIT_USAGE if usage else EXIT_NOTHING_RAN)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # or SIGTERM
             click.secho("Interrupted: what was published stays, the rest was undone.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
 
@@ -75,7 +84,31 @@ def _labels(value: tuple[str, ...]) -> list[str]:
     return [label for item in value for label in item.replace(",", " ").split()]
 
 
-@main.command()
+class _BidsAppCommand(click.Command):
+    """Takes lists of labels as BIDS Apps do: ``--participant-label 01 02``, after the folders."""
+
+    _LISTS = ("--participant-label", "--session-label")
+    _FLAGS = ("-v", "-vv", "--verbose", "--offline")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give each label of a list an option of its own."""
+        spread: list[str] = []
+        option, folders = "", 0
+        for arg in args:
+            if arg.startswith("-"):
+                option = "" if arg in self._FLAGS else arg
+            elif option in self._LISTS and spread[-1] == option:
+                pass  # the value that the option has in any case
+            elif option in self._LISTS and folders >= 2 and arg not in ("participant", "group"):
+                spread.append(option)
+            elif not option or spread[-1] != option:
+                folders += 1
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+@main.command(cls=_BidsAppCommand)
+@click.version_option(__version__, prog_name="fusionflow")
 @click.argument("bids_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("out_dir", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("level", type=click.Choice(["participant", "group"]), required=False)
@@ -162,6 +195,10 @@ def _configured(options: dict[str, Any]) -> RunConfig:
     if options["method"]:
         content["method"] = named_method(options["method"]).model_dump()
     if options["weights"]:
+        if content["method"]["backbone"] is None:
+            raise ConfigurationError(
+                f"Method {content['method']['name']} reads no network, so --weights means nothing"
+            )
         content["method"]["weights"] = options["weights"]
     for option, name in (
         ("n_workers", "n_workers"),
@@ -190,6 +227,8 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
         f"{len(report.fused)} fused, {len(report.unchanged)} unchanged, "
         f"{len(report.failed)} failed, {len(report.skipped)} without a PET/MRI pair"
     )
+    if report.left_out:
+        click.echo(f"{len(report.left_out)} fused before are not in the summary (see above)")
     if done:
         click.echo(f"Fused volumes   {out_dir}/sub-*/**/fused/*_fused.nii.gz")
         click.echo(f"Pictures        {out_dir}/sub-*/**/fused/*_fused.png")
@@ -261,4 +300,5 @@ def status(out_dir: Path, verbose: int) -> None:
     )
 
 
-main.add_command(cli_tools.weights)
+for _command in (cli_tools.image, cli_tools.benchmark, cli_tools.weights):
+    main.add_command(_command)

@@ -1,14 +1,18 @@
-"""The commands around a run: ``fusionflow weights``."""
+"""The commands beside a run: ``fusionflow weights | image | benchmark``."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-EXIT_BAD_WEIGHTS = 3
+if TYPE_CHECKING:
+    from fusionflow.config import Method
+
+EXIT_SOME_FAILED = 3
 
 OFFLINE = click.option(
     "--offline",
@@ -97,4 +101,181 @@ def verify(folder: Path | None) -> None:
     if not checked:
         click.echo("There are no weights here.")
     if not checked or any(item.fault for item in checked):
-        sys.exit(EXIT_BAD_WEIGHTS)
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def _methods(names: tuple[str, ...], weights: str | None) -> list[Method]:
+    """Return methods by name, with other weights where some are given."""
+    from fusionflow.config import METHODS, named_method
+
+    chosen = [item for name in names for item in name.replace(",", " ").split()] or list(METHODS)
+    methods = [named_method(name) for name in chosen]
+    if weights is None:
+        return methods
+    return [
+        method.model_copy(update={"weights": weights}) if method.weights == "auto" else method
+        for method in methods
+    ]
+
+
+@click.command()
+@click.argument("mri", type=click.Path(path_type=Path, exists=True))
+@click.argument("pet", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The fused PNG; a folder if MRI and PET are folders.",
+)
+@click.option("--method", default="dwt-vgg19", show_default=True, help="How to fuse.")
+@click.option("--weights", metavar="WHICH", help="As in `run`.")
+@click.option(
+    "--colour",
+    type=click.Choice(["uptake", "luminance", "grey"]),
+    help="How to take a PET in colour: recover its uptake (default), or as published.",
+)
+@click.option(
+    "--lut",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CSV of the PET's colour table, red,green,blue a row; else it is recognised.",
+)
+@click.option("--compare", is_flag=True, help="Put MRI, PET and the fused picture side by side.")
+@OFFLINE
+def image(
+    mri: Path,
+    pet: Path,
+    output: Path,
+    method: str,
+    weights: str | None,
+    colour: str | None,
+    lut: Path | None,
+    compare: bool,
+) -> None:
+    """Fuse pictures: MRI and PET are two files, or two folders of files of the same names."""
+    import numpy as np
+
+    from fusionflow import images
+    from fusionflow.errors import FusionflowError
+    from fusionflow.graph import make_recipe
+    from fusionflow.luts import read_table
+
+    table = read_table(lut) if lut else None
+    recipe = make_recipe(_methods((method,), weights)[0])
+    if recipe.weights is not None:
+        warn = "WARNING " if recipe.weights.is_random else ""
+        click.echo(f"{warn}weights of {recipe.weights.backbone}: {recipe.weights.description}")
+    pairs = images.find_pairs(mri, pet)
+    failed = 0
+    for pair in pairs:
+        try:
+            sources = images.read_pair(pair, colour, table)  # type: ignore[arg-type]
+            fused = images.fuse_slices(sources.mri[None], sources.pet[None], recipe)[0]
+        except FusionflowError as error:
+            failed += 1
+            click.secho(f"failed {pair.name}  {error}", fg="red", err=True)
+            continue
+        picture = images.coloured(fused, sources)
+        shown = [images.read_rgb(pair.mri), sources.pet_rgb, picture] if compare else [picture]
+        target = output / f"{pair.name}.png" if mri.is_dir() else output
+        target.parent.mkdir(parents=True, exist_ok=True)
+        images.side_by_side([np.asarray(item) for item in shown]).save(target)
+        how = f"uptake from {sources.table}" if sources.table else sources.colour
+        click.echo(f"fused  {target}  ({how})")
+    if failed:
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def _named_folder(
+    _ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]
+) -> dict[str, Path]:
+    """Read NAME=DIR options."""
+    folders = {}
+    for item in value:
+        name, _, folder = item.partition("=")
+        if not name or not Path(folder).is_dir():
+            raise click.BadParameter(f"{item!r} is not NAME=FOLDER of a folder that is there")
+        folders[name] = Path(folder)
+    return folders
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--methods", multiple=True, metavar="NAMES", help="Which methods (default: all).")
+@click.option(
+    "--scores-of",
+    multiple=True,
+    metavar="NAME=DIR",
+    callback=_named_folder,
+    help="Fused pictures made elsewhere, named as the pairs are.",
+)
+@click.option("--weights", metavar="WHICH", help="As in `run`, for every method with a network.")
+@click.option("--convention", metavar="NAME", help="Figures as another code base computes them.")
+@click.option(
+    "--colour",
+    type=click.Choice(["luminance", "uptake", "grey"]),
+    default="luminance",
+    show_default=True,
+    help="How to take a PET in colour; luminance, as others do.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Timed runs after the one that warms up.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="benchmark",
+    show_default=True,
+    help="Folder for the tables and the page.",
+)
+@OFFLINE
+def benchmark(
+    folder: Path,
+    methods: tuple[str, ...],
+    scores_of: dict[str, Path],
+    weights: str | None,
+    convention: str | None,
+    colour: str,
+    repeats: int,
+    output: Path,
+) -> None:
+    """Compare methods on FOLDER: folders of MRI and PET pictures, or a fused cohort."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fusionflow import benchmark as bench
+    from fusionflow.benchmark_report import ordered, paper_table, write_report
+
+    if (folder / "index.json").is_file():
+        pairs = bench.pairs_of_cohort(folder)
+    else:
+        pairs = bench.pairs_of_folder(folder, colour)  # type: ignore[arg-type]
+    result = bench.run_benchmark(
+        pairs,
+        _methods(methods, weights),
+        scores_of,
+        convention=convention,
+        repeats=repeats,
+        tell=lambda line: click.echo(line, err=True),
+    )
+    title = f"{len(pairs)} pairs of {folder.name}" + (f", {convention}" if convention else "")
+    paths = write_report(result, output, title)
+    table = ordered(result.table)
+    for shown in (table.iloc[:, :9], paper_table(table)):
+        if shown is None:
+            continue
+        grid = Table("method", title=title)
+        for column in shown.columns:
+            grid.add_column(str(column), justify="right")
+        for name, row in shown.iterrows():
+            grid.add_row(str(name), *(f"{value:.4g}" for value in row))
+        Console(width=None if sys.stdout.isatty() else 160).print(grid)
+    for name, why in result.not_run.items():
+        click.secho(f"not run: {name}: {why}", fg="yellow")
+    for path in paths:
+        click.echo(path)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import dask
 import distributed
 import psutil
 
 from fusionflow.config import ClusterOptions
-from fusionflow.errors import ConfigurationError
+from fusionflow.errors import ClusterError
 
 #: Seconds to wait for a scheduler, and for its first worker.
-_PATIENCE = 60
+_PATIENCE = 30
 _DASHBOARD_PORT = 8787
 #: Zarr's own requests at a time, in each task: tasks already run beside each other.
 _ZARR_CONCURRENCY = 4
@@ -38,8 +42,9 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
 
     Raises
     ------
-    ConfigurationError
-        If there is no scheduler at the address, or it has no workers.
+    ClusterError
+        If there is no scheduler at the address, or it has no workers; or if the script that calls
+        this would be run again by every worker process.
     """
     with contextlib.ExitStack() as stack:
         if options.address is None:
@@ -49,14 +54,14 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
             try:
                 client = stack.enter_context(distributed.Client(options.address, timeout=_PATIENCE))
             except (OSError, TimeoutError, ValueError) as error:
-                raise ConfigurationError(
+                raise ClusterError(
                     f"No Dask scheduler answers at {options.address}: {error}",
                     "Check the address that `dask scheduler` printed",
                 ) from error
             try:
                 client.wait_for_workers(1, timeout=_PATIENCE)
             except TimeoutError as error:
-                raise ConfigurationError(
+                raise ClusterError(
                     f"The scheduler at {options.address} has no workers",
                     f"Start some: dask worker {options.address}",
                 ) from error
@@ -65,6 +70,7 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
 
 def _local(options: ClusterOptions) -> distributed.LocalCluster:
     """Start workers of this machine, bound to loopback."""
+    _check_main_module()
     workers = options.n_workers or max(1, available_cores() // options.threads_per_worker)
     memory = (options.memory_mb or psutil.virtual_memory().total / 1e6 * 0.9) * 1e6
     environment = {
@@ -74,9 +80,9 @@ def _local(options: ClusterOptions) -> distributed.LocalCluster:
     settings = {
         "distributed.nanny.pre-spawn-environ": environment,
         # Else a task whose last possible worker is gone waits for ever.
-        "distributed.scheduler.no-workers-timeout": f"{_PATIENCE * 5}s",
+        "distributed.scheduler.no-workers-timeout": f"{_PATIENCE * 10}s",
     }
-    with dask.config.set(settings):
+    with dask.config.set(settings), _workers_leave_interrupts_to_us():
         return distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=options.threads_per_worker,
@@ -87,6 +93,41 @@ def _local(options: ClusterOptions) -> distributed.LocalCluster:
             local_directory=None if options.work_dir is None else str(options.work_dir),
             silence_logs=_dask_log_level(),
         )
+
+
+def _check_main_module() -> None:
+    """Refuse a script without a main guard: worker processes run it again and wait for ever.
+
+    Raises
+    ------
+    ClusterError
+        If the main module is such a script, or came through a pipe.
+    """
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    if path is None:  # a prompt, a notebook, `python -c`
+        return
+    try:
+        guarded = "__name__" in Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        guarded = Path(path).exists()
+    if not guarded:
+        raise ClusterError(
+            f"Worker processes import {path} and would start a cluster of their own",
+            'Put what it does under `if __name__ == "__main__":`',
+        )
+
+
+@contextlib.contextmanager
+def _workers_leave_interrupts_to_us() -> Iterator[None]:
+    """Let processes that start in here ignore Ctrl-C, which a terminal sends to all of them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _dask_log_level() -> int:

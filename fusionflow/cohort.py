@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -217,13 +217,26 @@ def summarise(cohort: Cohort | str | PathLike[str]) -> xr.DataTree:
     return summarise_records([cohort.record(label) for label in cohort])
 
 
-def write_summary(paths: OutputPaths) -> xr.DataTree:
-    """Summarise all published scans into ``group.zarr`` and the ``group_*.tsv`` tables.
+def write_summary(
+    paths: OutputPaths, *, present: Collection[str] | None = None, request: str | None = None
+) -> tuple[xr.DataTree, dict[str, str]]:
+    """Summarise published scans into ``group.zarr`` and the ``group_*.tsv`` tables.
+
+    Parameters
+    ----------
+    paths : OutputPaths
+        The output folder.
+    present : collection of str, optional
+        Labels of the scans that the input has; others are left out.
+    request : str, optional
+        Fingerprint of what is asked for; scans made another way are left out.
 
     Returns
     -------
     DataTree
         What was written.
+    dict
+        Label -> why a published scan is not part of it.
 
     Raises
     ------
@@ -232,7 +245,37 @@ def write_summary(paths: OutputPaths) -> xr.DataTree:
     StoreError
         If it cannot be written.
     """
-    summary = summarise_records(gather_index(paths).published)
+    index = gather_index(paths)
+    failed = {failure.label for failure in index.failures}
+    chosen, left_out = [], {}
+    for record in index.published:
+        if present is not None and record.label not in present:
+            left_out[record.label] = "the input no longer has it"
+        elif record.label in failed:
+            left_out[record.label] = "its last attempt failed"
+        elif request not in (None, record.request):
+            left_out[record.label] = f"made another way ({record.method.get('name')})"
+        else:
+            chosen.append(record)
+    summary = summarise_records(chosen)
+    _replace_store(paths, summary)
+    for name, table in zip(_TABLES, (cohort_table(summary), scan_table(summary)), strict=True):
+        text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
+        write_bytes(paths.root / name, text.encode())
+    return summary, left_out
+
+
+_TABLES = ("group_metrics.tsv", "group_scans.tsv")
+
+
+def remove_summary(paths: OutputPaths) -> None:
+    """Remove the summary of scans that are no longer what it says."""
+    shutil.rmtree(paths.group_store, ignore_errors=True)
+    for name in _TABLES:
+        (paths.root / name).unlink(missing_ok=True)
+
+
+def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:
     aside = paths.root / f".group-{uuid.uuid4().hex[:8]}"
     old = aside.with_suffix(".old")
     try:
@@ -241,7 +284,12 @@ def write_summary(paths: OutputPaths) -> xr.DataTree:
             summary.to_zarr(aside, zarr_format=3, consolidated=True)
         if paths.group_store.exists():
             paths.group_store.rename(old)
-        aside.rename(paths.group_store)
+        try:
+            aside.rename(paths.group_store)
+        except OSError:
+            if old.exists() and not paths.group_store.exists():
+                old.rename(paths.group_store)
+            raise
     except OSError as error:
         raise StoreError(
             f"Cannot write {paths.group_store}: {error.strerror or error}",
@@ -250,10 +298,3 @@ def write_summary(paths: OutputPaths) -> xr.DataTree:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    for name, table in (
-        ("group_metrics.tsv", cohort_table(summary)),
-        ("group_scans.tsv", scan_table(summary)),
-    ):
-        text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
-        write_bytes(paths.root / name, text.encode())
-    return summary

@@ -1,7 +1,8 @@
 """The last tasks of a scan: its fused shards, its files, and the one step that publishes it.
 
 Everything is made in the scan's staging folder first. Then the group and the files take their
-places, and ``current.json`` makes them count.
+places as a version, and ``current.json`` makes it count. What lies in BIDS places are links to the
+version's files, put there afterwards and mended by the next run if something came between.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shutil
+import uuid
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
@@ -21,8 +24,17 @@ import zarr
 from fusionflow import schema
 from fusionflow.errors import StoreError
 from fusionflow.io import store
+from fusionflow.io.bids import Scan
 from fusionflow.io.derivatives import relative_folder, sidecar_content, write_scan_files
-from fusionflow.ledger import Published, discard, publish
+from fusionflow.ledger import (
+    OutputFile,
+    OutputPaths,
+    Published,
+    discard,
+    publish,
+    publishing,
+    relative_to,
+)
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
 from fusionflow.stages import FusedSlab, Job, Staged
 from fusionflow.summary import scan_figures
@@ -33,6 +45,7 @@ class WrittenShard(NamedTuple):
 
     metrics: tuple[SliceMetrics, ...]
     seconds: float
+    devices: frozenset[str]
 
 
 def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShard:
@@ -44,7 +57,11 @@ def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShar
         raise StoreError(
             f"Cannot write {job.group}: {error.strerror or error}", "Check space and permissions"
         ) from error
-    return WrittenShard(tuple(slab.metrics for slab in slabs), sum(slab.seconds for slab in slabs))
+    return WrittenShard(
+        tuple(slab.metrics for slab in slabs),
+        sum(slab.seconds for slab in slabs),
+        frozenset(slab.device for slab in slabs),
+    )
 
 
 def commit_slabs(job: Job, staged: Staged, slabs: Sequence[FusedSlab]) -> Published:
@@ -70,43 +87,47 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
     weights = recipe.weights.description if recipe.weights else None
     if recipe.weights is not None and recipe.weights.is_random:
         notes = (*notes, f"The backbone has RANDOM weights ({recipe.weights.identity})")
-    folder = relative_folder(scan.subject, scan.session)
     seconds = sum(shard.seconds for shard in shards)
+    devices = sorted(frozenset().union(*(shard.devices for shard in shards)))
     try:
-        names = _finish(job, staged, slices, weights, notes)
-        record = Published(
-            label=scan.label,
-            subject=scan.subject,
-            session=scan.session,
-            version=staged.version,
-            request=job.request,
-            method=recipe.method.model_dump(mode="json"),
-            weights=weights,
-            inputs=staged.inputs,
-            frame_durations=scan.frame_durations,
-            shape=job.layout.shape,
-            affine=staged.affine,
-            metrics=scan_figures(slices, seconds),
-            seconds=seconds,
-            notes=notes,
-            outputs=tuple(str(folder / name) for name in names),
-            software=software_versions(),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
-        _put_in_place(job, staged.version, folder, names)
+        if job.group.is_dir():  # else this task ran before and its worker died later
+            _finish(job, staged, slices, weights, notes)
+        with publishing(paths, scan.label):
+            stored = _put_in_place(job, staged.version)
+            record = Published(
+                label=scan.label,
+                subject=scan.subject,
+                session=scan.session,
+                version=staged.version,
+                request=job.request,
+                method=recipe.method.model_dump(mode="json"),
+                weights=weights,
+                inputs=staged.inputs,
+                frame_durations=scan.frame_durations,
+                shape=job.layout.shape,
+                affine=staged.affine,
+                metrics=scan_figures(slices, seconds),
+                seconds=seconds,
+                notes=notes,
+                outputs=_outputs(paths, scan, staged.version),
+                stored=stored,
+                software={**software_versions(), "device": ", ".join(devices)},
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            )
+            publish(paths, record)
+            export(paths, record)
     except OSError as error:
         raise StoreError(
             f"Cannot write the outputs of {scan.label}: {error.strerror or error}",
             "Check space and permissions",
         ) from error
-    publish(paths, record)
     discard(job.staging)
     return record
 
 
 def _finish(
     job: Job, staged: Staged, slices: SliceMetrics, weights: str | None, notes: tuple[str, ...]
-) -> tuple[str, ...]:
+) -> None:
     """Complete the group and write the files beside it, all in the staging folder."""
     layout, label = job.layout, job.scan.label
     method = job.recipe.method.model_dump(mode="json")
@@ -140,14 +161,14 @@ def _finish(
     files = job.staging / "files"
     files.mkdir(exist_ok=True)
     sources = {"t1w": job.scan.t1w, "pet": job.scan.pet}
-    return write_scan_files(
+    write_scan_files(
         files,
         label,
         volumes.pop("fused"),
         volumes,
         staged.orientation,
         sidecar_content(
-            {name: path.relative_to(job.source).as_posix() for name, path in sources.items()},
+            {name: relative_to(path, job.source) for name, path in sources.items()},
             method,
             weights,
             staged.version,
@@ -158,19 +179,81 @@ def _finish(
     )
 
 
-def _put_in_place(job: Job, version: str, folder: Path, names: Sequence[str]) -> None:
-    """Move the finished group and files out of the staging folder."""
-    target = job.paths.version(job.scan.label, version)
+def _put_in_place(job: Job, version: str) -> tuple[OutputFile, ...]:
+    """Move the finished group and files out of the staging folder, and say what they are.
+
+    The same inputs and method may have been fused before. Then what is there stays, for readers
+    have it open, unless it is not whole.
+    """
+    label, paths = job.scan.label, job.paths
+    for made, target in (
+        (job.group, paths.version(label, version)),
+        (job.staging / "files", paths.version_files(label, version)),
+    ):
+        if not made.is_dir():  # moved when this task ran before
+            continue
+        if target.exists() and _contents(target) != _contents(made):
+            aside = job.staging / f"damaged-{target.name}"
+            target.rename(aside)
+        if target.exists():
+            discard(made)
+        else:
+            made.rename(target)
+    group, files = paths.version(label, version), paths.version_files(label, version)
+    return tuple(
+        OutputFile.of(path, relative_to(path, paths.root), timed=False)
+        for folder in (group, files)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
+
+
+def _contents(folder: Path) -> dict[str, int]:
+    """Return the files of a version: name -> bytes, of JSON 0, for its words may differ."""
+    return {
+        relative_to(path, folder): 0 if path.suffix == ".json" else path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def _outputs(paths: OutputPaths, scan: Scan, version: str) -> tuple[OutputFile, ...]:
+    """Describe the files that belong in BIDS places, from those they are copies of."""
+    folder = relative_folder(scan.subject, scan.session)
+    return tuple(
+        OutputFile.of(path, (folder / path.name).as_posix(), timed=True)
+        for path in sorted(paths.version_files(scan.label, version).iterdir())
+    )
+
+
+def export(paths: OutputPaths, record: Published) -> None:
+    """Put a published scan's files in their BIDS places; done again, it changes nothing.
+
+    They are links to the version's own files, or copies where a file system has no links.
+
+    Raises
+    ------
+    StoreError
+        If they cannot be written.
+    """
+    files = paths.version_files(record.label, record.version)
     try:
-        job.group.rename(target)
-    except OSError:
-        if not (target / "zarr.json").is_file():
-            raise
-        # The same inputs and method were fused before: the group there holds the same.
-    destination = job.paths.root / folder
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        os.replace(job.staging / "files" / name, destination / name)
+        for output in record.outputs:
+            if output.is_there(paths.root):
+                continue
+            place = paths.root / output.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                os.link(files / place.name, temporary)
+            except OSError:
+                shutil.copy2(files / place.name, temporary)
+            temporary.replace(place)
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the files of {record.label}: {error.strerror or error}",
+            "Check space and permissions",
+        ) from error
 
 
 @cache

@@ -16,6 +16,7 @@ and what to do about it::
     ├── SchemaError (ValueError)            a dataset that lacks what it must have
     ├── StoreError                          the output folder
     │   └── ScanNotFoundError (KeyError)
+    ├── ClusterError (RuntimeError)         a cluster that cannot be started or reached
     └── PlacementError (RuntimeError)       a task on a worker that may not run it
 """
 
@@ -95,6 +96,10 @@ class StoreError(FusionflowError):
 
 class ScanNotFoundError(StoreError, KeyError):
     """A label that the cohort does not hold."""
+
+
+class ClusterError(FusionflowError, RuntimeError):
+    """A cluster that cannot be started or reached."""
 
 
 class PlacementError(FusionflowError, RuntimeError):

@@ -8,18 +8,25 @@ complete. ``index.json`` gathers these records for quick opening and can always 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fusionflow.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
 
@@ -62,8 +69,12 @@ class OutputPaths:
         return self.scan(label) / "failure.json"
 
     def staging(self, label: str, token: str) -> Path:
-        """Return where a scan is made before it is published."""
-        return self.scan(label) / f".staging-{token}"
+        """Return where a scan is made before it is published, by a run of this process."""
+        return self.scan(label) / f".staging-{socket.gethostname()}~{os.getpid()}~{token}"
+
+    def version_files(self, label: str, version: str) -> Path:
+        """Return the folder of what the files in BIDS places are copies of."""
+        return self.scan(label) / f"{version}-files"
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class InputFile:
     Attributes
     ----------
     path : str
-        Where it was.
+        Where it was, relative to the root of the input.
     size : int
         Bytes.
     mtime_ns : int
@@ -87,13 +98,54 @@ class InputFile:
     mtime_ns: int
     sha256: str
 
-    def is_unchanged(self) -> bool:
-        """Whether the file still has the size and time it was read with."""
+    def is_unchanged(self, root: Path) -> bool:
+        """Whether the file is the one that was read; its content counts if its time changed."""
+        path = root / self.path
         try:
-            status = os.stat(self.path)
+            status = path.stat()
+            if status.st_size != self.size:
+                return False
+            return status.st_mtime_ns == self.mtime_ns or _sha256(path) == self.sha256
         except OSError:
             return False
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file as it was published.
+
+    Attributes
+    ----------
+    path : str
+        Relative to the output folder.
+    size : int
+        Bytes.
+    mtime_ns : int
+        Time of its last change, ns since the epoch; 0 where only the size counts.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int = 0
+
+    @classmethod
+    def of(cls, path: Path, name: str, *, timed: bool) -> OutputFile:
+        """Describe the file at `path`, to be found as `name`."""
+        status = path.stat()
+        return cls(name, status.st_size, status.st_mtime_ns if timed else 0)
+
+    def is_there(self, root: Path) -> bool:
+        """Whether the file is as it was published."""
+        try:
+            status = (root / self.path).stat()
+        except OSError:
+            return False
+        return status.st_size == self.size and self.mtime_ns in (0, status.st_mtime_ns)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -126,8 +178,10 @@ class Published:
         Of the DWT, the network, the rule and the inverse DWT.
     notes : tuple of str
         Warnings.
-    outputs : tuple of str
-        Files beside the store, relative to the output folder.
+    outputs : tuple of OutputFile
+        Files in BIDS places.
+    stored : tuple of OutputFile
+        Files of the version: its Zarr group, and what the BIDS files are copies of.
     software : dict
         Versions.
     created : str
@@ -148,20 +202,46 @@ class Published:
     metrics: dict[str, Any]
     seconds: float
     notes: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[OutputFile, ...] = ()
+    stored: tuple[OutputFile, ...] = ()
     software: dict[str, str] = field(default_factory=dict)
     created: str = ""
 
-    def is_what(
-        self, request: str, inputs: Sequence[Path], frame_durations: tuple[float, ...] | None
-    ) -> bool:
-        """Whether this was made from these inputs as they are now, and as `request` asks."""
-        return (
-            self.request == request
-            and [item.path for item in self.inputs] == [str(path) for path in inputs]
-            and self.frame_durations == frame_durations
-            and all(item.is_unchanged() for item in self.inputs)
-        )
+    def why_not(
+        self,
+        request: str,
+        root: Path,
+        inputs: Sequence[Path],
+        frame_durations: tuple[float, ...] | None,
+    ) -> str | None:
+        """Say why this is not what `request` makes of these inputs as they are now.
+
+        Parameters
+        ----------
+        request : str
+            Fingerprint of what is asked for.
+        root : Path
+            Of the input.
+        inputs : sequence of Path
+            T1w and PET.
+        frame_durations : tuple of float or None
+            Seconds of each PET frame.
+
+        Returns
+        -------
+        str or None
+            The first reason; None if it is.
+        """
+        if self.request != request:
+            return "another method or other options"
+        if [item.path for item in self.inputs] != [relative_to(path, root) for path in inputs]:
+            return "other input files"
+        for item in self.inputs:
+            if not item.is_unchanged(root):
+                return f"{item.path} changed"
+        if self.frame_durations != frame_durations:
+            return "other frame durations"
+        return None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Published:
@@ -173,8 +253,9 @@ class Published:
         values["affine"] = tuple(tuple(row) for row in content["affine"])
         durations = content["frame_durations"]
         values["frame_durations"] = None if durations is None else tuple(durations)
-        for name in ("notes", "outputs"):
-            values[name] = tuple(content.get(name, ()))
+        values["notes"] = tuple(content.get("notes", ()))
+        for name in ("outputs", "stored"):
+            values[name] = tuple(OutputFile(**item) for item in content.get(name, ()))
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -311,6 +392,34 @@ def publish(paths: OutputPaths, record: Published) -> None:
     paths.failure(record.label).unlink(missing_ok=True)
 
 
+def relative_to(path: Path, root: Path) -> str:
+    """Return `path` as it is written in records: relative to `root`, with slashes."""
+    return path.relative_to(root).as_posix()
+
+
+@contextlib.contextmanager
+def publishing(paths: OutputPaths, label: str) -> Iterator[None]:
+    """Hold a scan while it is published: a second run at the same time waits its turn.
+
+    On a file system without locks it goes on, with a warning.
+    """
+    with (paths.scan(label) / "lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): let only one run write it", label, error)
+        yield
+
+
+def sweep(paths: OutputPaths, label: str) -> None:
+    """Remove what runs on this machine that are no more left of a scan in the making."""
+    for folder in paths.scan(label).glob(".staging-*"):
+        host, _, rest = folder.name.removeprefix(".staging-").partition("~")
+        pid = rest.partition("~")[0]
+        if host == socket.gethostname() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            discard(folder)
+
+
 def scan_labels(paths: OutputPaths) -> Iterator[str]:
     """Yield the label of every scan that has a folder, sorted."""
     if paths.scans.is_dir():
@@ -363,30 +472,27 @@ def write_index(paths: OutputPaths) -> Index:
 
 
 def read_index(paths: OutputPaths) -> Index:
-    """Return the gathered records, from the scans themselves where there is no index.
+    """Return the gathered records, from the scans themselves where there is no good index.
 
     Raises
     ------
     StoreError
         If the folder holds no output of fusionflow.
     """
-    content = read_json(paths.index)
-    of_another_version = isinstance(content, dict) and content.get("index", 1) != INDEX_VERSION
-    if content is None or of_another_version:
-        if not paths.scans.is_dir():
-            raise StoreError(
-                f"{paths.root} holds no fused cohort", "Make one: fusionflow run BIDS_DIR OUT_DIR"
+    try:
+        content = read_json(paths.index)
+        if content is not None and content["index"] == INDEX_VERSION:
+            return Index(
+                tuple(Published.from_json(item) for item in content["published"]),
+                tuple(Failure.from_json(item) for item in content["failures"]),
             )
-        return gather_index(paths)
-
-    def parse(content: Mapping[str, Any]) -> Index:
-        return Index(
-            tuple(Published.from_json(item) for item in content["published"]),
-            tuple(Failure.from_json(item) for item in content["failures"]),
+    except (StoreError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be used (%s): the scans are read instead", paths.index, error)
+    if not paths.scans.is_dir():
+        raise StoreError(
+            f"{paths.root} holds no fused cohort", "Make one: fusionflow run BIDS_DIR OUT_DIR"
         )
-
-    index: Index = _parse(paths.index, content, parse)
-    return index
+    return gather_index(paths)
 
 
 def discard(folder: Path) -> None:

@@ -72,21 +72,24 @@ def mosaic(
     width, height = next(iter(rows.values()))[0].size
     label_width = max(int(font.getlength(name)) for name in rows) + 2 * _MARGIN
     top = 2 * (_TEXT + _MARGIN) + _MARGIN
+    column_width = max(width, int(font.getlength("slice 0000"))) + _MARGIN
     size = (
-        label_width + len(slices) * (width + _MARGIN),
+        max(label_width + len(slices) * column_width, int(font.getlength(title)) + 2 * _MARGIN),
         top + len(rows) * (height + _MARGIN),
     )
     canvas = Image.new("L", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
     for column, z in enumerate(slices):
-        left = label_width + column * (width + _MARGIN)
+        left = label_width + column * column_width
         draw.text((left, _MARGIN * 2 + _TEXT), f"slice {z}", fill=_INK, font=font)
         for row, pictures in enumerate(rows.values()):
             canvas.paste(pictures[column], (left, top + row * (height + _MARGIN)))
     for row, name in enumerate(rows):
         middle = top + row * (height + _MARGIN) + height // 2
         draw.text((_MARGIN, middle), name, fill=_INK, font=font, anchor="lm")
-    draw.text((label_width + 3, top + height // 2), "L", fill=_INK, font=font, anchor="lm")
-    draw.text((label_width + width - 3, top + height // 2), "R", fill=_INK, font=font, anchor="rm")
+    if width > 4 * _TEXT:
+        middle = top + height // 2
+        draw.text((label_width + 3, middle), "L", fill=_INK, font=font, anchor="lm")
+        draw.text((label_width + width - 3, middle), "R", fill=_INK, font=font, anchor="rm")
     return canvas

@@ -21,7 +21,16 @@ from rich.progress import (
 from rich.table import Table
 
 from fusionflow.config import Method
-from fusionflow.runner import Event, Failed, Fused, Planned, Started, Unchanged
+from fusionflow.runner import (
+    Event,
+    Failed,
+    Fused,
+    LeftOut,
+    Mended,
+    Planned,
+    Started,
+    Unchanged,
+)
 from fusionflow.summary import cohort_table
 
 #: Characters of a note that are shown while a run goes on; the sidecar and `status -v` hold it all.
@@ -77,9 +86,10 @@ class Display:
             return
         if isinstance(event, Fused):
             record = event.record
+            again = f"; made again: {event.why}" if event.why else ""
             self._say(
                 f"[green]fused[/]  {escape(record.label)}  {record.shape[0]} slices, "
-                f"{record.seconds:.1f} s of fusion"
+                f"{record.seconds:.1f} s of fusion{escape(again)}"
             )
             for note in record.notes:
                 if not note.startswith("The backbone has RANDOM weights"):  # said at the start
@@ -88,6 +98,11 @@ class Display:
                     )
         elif isinstance(event, Unchanged):
             self._say(f"same   {escape(event.label)}  as it was made before")
+        elif isinstance(event, Mended):
+            self._say(f"mended {escape(event.label)}  its files were put back in their places")
+        elif isinstance(event, LeftOut):
+            self._say(f"[yellow]not in the summary[/] {escape(event.label)}  {escape(event.why)}")
+            return
         elif isinstance(event, Failed):
             failure = event.failure
             self._say(f"[red]failed[/] {escape(failure.label)}  {escape(failure.reason)}")
@@ -100,7 +115,9 @@ class Display:
         self._say(f"{event.scans} scans with {self.method.name}")
         if event.weights is not None:
             warn = "[bold yellow]WARNING[/] " if event.weights.is_random else ""
-            self._say(f"{warn}weights of {event.weights.backbone}: {event.weights.description}")
+            self._say(
+                f"{warn}weights of {event.weights.backbone}: {escape(event.weights.description)}"
+            )
         for note in event.notes:
             self._say(f"note: {escape(note)}")
         for item in event.excluded:

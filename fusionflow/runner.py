@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import distributed
 import xarray as xr
 
 from fusionflow import clusters, cohort, graph
+from fusionflow.commit import export
 from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, FusionflowError, NoScansError, StoreError
 from fusionflow.io.bids import Excluded, Scan, discover
@@ -29,7 +30,9 @@ from fusionflow.ledger import (
     Published,
     discard,
     fingerprint,
+    publishing,
     read_published,
+    sweep,
     write_index,
     write_json,
 )
@@ -42,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 Level = Literal["participant", "group"]
 
+#: There is no reason to fuse a scan.
+_NOTHING = ""
 #: Seconds between two writings of the index while scans come in.
 _INDEX_INTERVAL = 30.0
 
@@ -83,10 +88,26 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """A scan was made before, and its files were put back in their places."""
+
+    label: str
+
+
+@dataclass(frozen=True)
 class Fused:
-    """A scan was published."""
+    """A scan was published; `why` says why it was made again, None that it is new."""
 
     record: Published
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A published scan is not part of the cohort's summary."""
+
+    label: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +117,7 @@ class Failed:
     failure: Failure
 
 
-Event: TypeAlias = Planned | Started | Unchanged | Fused | Failed
+Event: TypeAlias = Planned | Started | Unchanged | Mended | Fused | Failed | LeftOut
 
 
 @dataclass
@@ -114,7 +135,9 @@ class RunReport:
     skipped : list of Excluded
         Places without a PET/T1w pair.
     summary : DataTree or None
-        The cohort's figures, if the group level ran.
+        The cohort's figures, if the group level ran and there are some.
+    left_out : dict
+        Label -> why a published scan is not part of the summary.
     """
 
     fused: list[Published] = field(default_factory=list)
@@ -122,6 +145,7 @@ class RunReport:
     failed: list[Failure] = field(default_factory=list)
     skipped: list[Excluded] = field(default_factory=list)
     summary: xr.DataTree | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -200,14 +224,49 @@ def run(
         todo = cohort_run.unfinished(found.scans)
         first = next(todo, None)
         if first is not None:  # else there is nothing to start a cluster for
-            with contextlib.ExitStack() as stack:
-                client = client or stack.enter_context(clusters.connect(config.cluster))
-                tell(Started(client.dashboard_link))
-                cohort_run.fuse_all(itertools.chain([first], todo), client)
+            try:
+                with contextlib.ExitStack() as stack:
+                    client = client or stack.enter_context(clusters.connect(config.cluster))
+                    tell(Started(client.dashboard_link))
+                    cohort_run.fuse_all(itertools.chain([first], todo), client)
+            finally:  # once more now that the workers are gone, for they wrote until then
+                for folder in cohort_run.abandoned:
+                    discard(folder)
         write_index(paths)
-    if "group" in levels and ("participant" not in levels or report.fused or report.unchanged):
-        report.summary = cohort.write_summary(paths)
+        if "group" in levels:
+            _summarise(paths, source, report, tell, cohort_run.request)
+    elif "group" in levels:
+        _summarise(paths, source, report, tell)
     return report
+
+
+def _summarise(
+    paths: OutputPaths,
+    source: Path,
+    report: RunReport,
+    tell: Callable[[Event], None],
+    request: str | None = None,
+) -> None:
+    """Summarise the scans that are in the input and were made as this run asks.
+
+    Raises
+    ------
+    NoScansError
+        If there are none; but not at the end of a run that fused some or tried to.
+    ConfigurationError
+        If the group level is run alone and scans were made in different ways.
+    """
+    present = {scan.label for scan in discover(source).scans}
+    try:
+        report.summary, report.left_out = cohort.write_summary(
+            paths, present=present, request=request
+        )
+    except NoScansError:
+        if request is None:
+            raise
+        cohort.remove_summary(paths)  # what it says is no longer so
+    for label, why in report.left_out.items():
+        tell(LeftOut(label, why))
 
 
 class _CohortRun:
@@ -225,6 +284,8 @@ class _CohortRun:
         self.source, self.paths, self.config = source, paths, config
         self.recipe, self.tell, self.report = recipe, tell, report
         identity = recipe.weights.identity if recipe.weights else None
+        self.why: dict[str, str | None] = {}
+        self.abandoned: list[Path] = []
         self.request = fingerprint(
             config.method.fingerprint(identity), config.conform.canonical(), config.region
         )
@@ -232,16 +293,17 @@ class _CohortRun:
     def unfinished(self, scans: Sequence[Scan]) -> Iterator[Scan]:
         """Yield the scans that are to be fused, and tell of those that are done."""
         for scan in scans:
+            label = scan.label
             try:
-                record = read_published(self.paths, scan.label)
-            except StoreError as error:  # a damaged record is replaced by a new one
-                logger.warning("%s", error)
-                record = None
-            if record and self._is_done(record, scan):
-                self.report.unchanged.append(scan.label)
-                self.tell(Unchanged(scan.label))
-            else:
+                why = self._why_not_done(scan)
+            except Exception as error:
+                self._fail_of(label, error)
+                continue
+            if why != _NOTHING:
+                self.why[label] = why
                 yield scan
+            else:
+                self.report.unchanged.append(label)
 
     def fuse_all(self, scans: Iterator[Scan], client: distributed.Client) -> None:
         """Keep the window full until every scan is fused or failed."""
@@ -271,31 +333,54 @@ class _CohortRun:
         finally:
             if in_flight:  # interrupted
                 client.cancel(list(in_flight))
-                for job in in_flight.values():
-                    discard(job.staging)
+                self.abandoned = [job.staging for job in in_flight.values()]
+                for folder in self.abandoned:
+                    discard(folder)
                 write_index(self.paths)
 
     def _planned(self, scans: Iterator[Scan]) -> Iterator[Job]:
         """Plan the scans, one at a time as there is room for it."""
         for scan in scans:
             try:
-                yield self._plan(scan)
-            except FusionflowError as error:
-                self.fail(scan.label, type(error).__name__, str(error))
+                job = self._plan(scan)
+            except Exception as error:  # one scan must not stop the others
+                self._fail_of(scan.label, error)
+            else:
+                yield job
 
-    def _is_done(self, record: Published, scan: Scan) -> bool:
-        """Whether a scan needs nothing: same request, same inputs, everything still there."""
-        return (
-            record.is_what(self.request, (scan.t1w, scan.pet), scan.frame_durations)
-            and (self.paths.version(scan.label, record.version) / "zarr.json").is_file()
-            and all((self.paths.root / name).is_file() for name in record.outputs)
-        )
+    def _why_not_done(self, scan: Scan) -> str | None:
+        """Say why a scan is to be fused: None if it is new, `_NOTHING` if it is not.
+
+        What is done but for its files in BIDS places is mended here.
+        """
+        paths, label = self.paths, scan.label
+        try:
+            record = read_published(paths, label)
+        except StoreError as error:  # a damaged record is replaced by a new one
+            return str(error)
+        if record is None:
+            return None
+        why = record.why_not(self.request, self.source, (scan.t1w, scan.pet), scan.frame_durations)
+        if why is not None:
+            return why
+        lost = [item.path for item in record.stored if not item.is_there(paths.root)]
+        if lost:
+            return f"{lost[0]} is missing or damaged"
+        if all(item.is_there(paths.root) for item in record.outputs):
+            self.tell(Unchanged(label))
+        else:
+            with publishing(paths, label):
+                export(paths, record)
+            self.tell(Mended(label))
+        return _NOTHING
 
     def _plan(self, scan: Scan) -> Job:
         """Read the header of the T1w image and lay the scan out."""
         x, y, z = read_header(scan.t1w).orientation.ras_shape
         layout = Layout.of_shape((z, y, x))
         check_levels((y, x), self.config.method.transform)
+        sweep(self.paths, scan.label)
+        token = graph.new_token()
         return Job(
             scan=scan,
             source=self.source,
@@ -304,7 +389,8 @@ class _CohortRun:
             recipe=self.recipe,
             conform=self.config.conform,
             request=self.request,
-            token=graph.new_token(),
+            token=token,
+            staging=self.paths.staging(scan.label, token),
         )
 
     def _take(self, future: distributed.Future, job: Job) -> None:
@@ -313,10 +399,15 @@ class _CohortRun:
         if future.status == "finished":
             record: Published = future.result()
             self.report.fused.append(record)
-            self.tell(Fused(record))
+            self.tell(Fused(record, self.why.get(label)))
             return
         discard(job.staging)
-        error: Any = future.exception() if future.status == "error" else None
+        self._fail_of(
+            label, future.exception() if future.status == "error" else None, future.status
+        )
+
+    def _fail_of(self, label: str, error: BaseException | None, status: str = "error") -> None:
+        """Say in a person's words why a scan failed."""
         if isinstance(error, FusionflowError):
             reason = str(error)
         elif isinstance(error, distributed.scheduler.KilledWorker):
@@ -325,7 +416,7 @@ class _CohortRun:
                 "memory. Give each worker more, or run fewer at a time"
             )
         elif error is None:
-            reason = f"Its tasks were {future.status}"
+            reason = f"Its tasks were {status}"
         else:
             reason = f"Unexpected {type(error).__name__}: {error}"
             logger.debug("%s failed", label, exc_info=error)
@@ -335,6 +426,9 @@ class _CohortRun:
         """Write down why a scan is not fused."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         failure = Failure(label, reason, kind, self.request, now)
-        write_json(self.paths.failure(label), asdict(failure))
+        try:
+            write_json(self.paths.failure(label), asdict(failure))
+        except StoreError as error:  # it is told all the same
+            failure = replace(failure, reason=f"{reason} ({error})")
         self.report.failed.append(failure)
         self.tell(Failed(failure))

@@ -86,7 +86,9 @@ def validate(dataset: xr.Dataset, variables: Iterable[Variable], what: str = "da
         if array.dims != variable.dims:
             raise SchemaError(
                 f"{variable.name!r} of the {what} has dimensions {array.dims}, not {variable.dims}",
-                f"Transpose it: dataset.transpose({', '.join(map(repr, variable.dims))})",
+                f"Transpose it: dataset.transpose({', '.join(map(repr, variable.dims))})"
+                if set(array.dims) == set(variable.dims)
+                else "Take one such array of it, with .isel() say",
             )
         if np.dtype(array.dtype).kind not in variable.kind:
             raise SchemaError(

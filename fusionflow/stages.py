@@ -6,9 +6,12 @@ volumes lie in its store. `fusionflow.commit` has the tasks that end a scan.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from fusionflow import schema
+from fusionflow.backbones import load_trunk
 from fusionflow.config import ConformOptions, Method
 from fusionflow.conform import conform
 from fusionflow.errors import InputError, StoreError
@@ -25,7 +29,7 @@ from fusionflow.fusion import fuse_subbands
 from fusionflow.io import store
 from fusionflow.io.bids import Scan
 from fusionflow.io.nifti import Orientation
-from fusionflow.ledger import InputFile, OutputPaths, discard, fingerprint
+from fusionflow.ledger import InputFile, OutputPaths, discard, fingerprint, relative_to
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
 from fusionflow.subbands import FloatArray, Subbands
@@ -79,6 +83,8 @@ class Job:
         Fingerprint of all that was asked for.
     token : str
         Names this attempt.
+    staging : Path
+        Where the scan is made.
     """
 
     scan: Scan
@@ -89,11 +95,7 @@ class Job:
     conform: ConformOptions
     request: str
     token: str
-
-    @property
-    def staging(self) -> Path:
-        """Where the scan is made."""
-        return self.paths.staging(self.scan.label, self.token)
+    staging: Path
 
     @property
     def group(self) -> Path:
@@ -110,18 +112,20 @@ class BandsOfBoth(NamedTuple):
 
 
 class FusedBands(NamedTuple):
-    """Fused bands of a slab, and the seconds that it took so far."""
+    """Fused bands of a slab, the seconds that it took so far, and the device it ran on."""
 
     bands: Subbands
     seconds: float
+    device: str = "cpu"
 
 
 class FusedSlab(NamedTuple):
-    """A fused slab (z, y, x) float32, metrics of its slices, and the seconds that it took."""
+    """A fused slab (z, y, x) float32, metrics of its slices, seconds that it took, and where."""
 
     fused: FloatArray
     metrics: SliceMetrics
     seconds: float
+    device: str = "cpu"
 
 
 def decompose_slab(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> BandsOfBoth:
@@ -142,13 +146,47 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     """
     if recipe.needs_gpu:
         require_gpu()
-    # The nanny of a worker leaves torch one thread, the machine may give it all: neither is meant.
-    if torch.get_num_threads() != recipe.method.threads:
-        torch.set_num_threads(recipe.method.threads)
-    start = time.perf_counter()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    fused = fuse_subbands(bands.mri, bands.pet, recipe.method, recipe.weights, device=device)
-    return FusedBands(fused, bands.seconds + time.perf_counter() - start)
+    # A GPU is used where the scheduler gave one out, else several tasks would share it unasked.
+    device = "cuda" if recipe.needs_gpu and torch.cuda.is_available() else "cpu"
+    method, weights = recipe.method, recipe.weights
+    if weights is not None:
+        load_trunk(weights, method.taps, device)  # once a process, and not fusion time
+    with torch_threads(method.threads):
+        start = time.perf_counter()
+        fused = fuse_subbands(bands.mri, bands.pet, method, weights, device=device)
+        seconds = bands.seconds + time.perf_counter() - start
+    return FusedBands(fused, seconds, device)
+
+
+class _TorchThreads:
+    """How many tasks of this process run with a number of torch threads, and what was before."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = 1
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run with that many torch threads: a nanny leaves one, a machine gives all; neither is meant.
+
+    The number is the process's. It is put back when the last of the tasks that run beside each
+    other is done, so that a caller's own torch code finds its number again.
+    """
+    state = _TorchThreads
+    with state.lock:
+        if state.inside == 0:
+            state.before = torch.get_num_threads()
+        state.inside += 1
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.inside -= 1
+            if state.inside == 0 and state.before != threads:
+                torch.set_num_threads(state.before)
 
 
 def reconstruct_slab(
@@ -163,7 +201,7 @@ def reconstruct_slab(
     image = reconstruct(fused.bands, recipe.method.transform)
     seconds = fused.seconds + time.perf_counter() - start
     metrics = slice_metrics(mri, pet, image, mask, region=recipe.region)
-    return FusedSlab(image, metrics, seconds)
+    return FusedSlab(image, metrics, seconds, fused.device)
 
 
 @dataclass(frozen=True)
@@ -223,7 +261,8 @@ def stage_scan(job: Job) -> Staged:
         is_now = os.stat(path)
         if (was.st_size, was.st_mtime_ns) != (is_now.st_size, is_now.st_mtime_ns):
             raise InputError(f"{path} changed while it was read", "Run again when it is complete")
-        inputs.append(InputFile(str(path), was.st_size, was.st_mtime_ns, conformed.sha256[name]))
+        place = relative_to(path, job.source)
+        inputs.append(InputFile(place, was.st_size, was.st_mtime_ns, conformed.sha256[name]))
     if conformed.mri.shape != job.layout.shape:
         raise InputError(f"{scan.t1w} changed its shape since it was planned", "Run again")
     _write_conformed(job, conformed.mri, conformed.pet, conformed.mask)

@@ -129,12 +129,17 @@ def _find_in_folder(folder: Path, backbone_name: str) -> Path:
         path
         for pattern in ("*.safetensors", "*.pth")
         for path in folder.glob(f"{backbone_name}{pattern}")
-        if path.name.removeprefix(backbone_name)[0] in ".-"  # vgg19_bn is another network
+        if not path.name.removeprefix(backbone_name)[0].isalnum()
+        and not path.name.startswith(f"{backbone_name}_bn")  # another network
     ]
     if not found:
         raise WeightsNotFoundError(
             f"No weights of {backbone_name} in {folder} ({WEIGHTS_DIR_VARIABLE})",
-            f"Put {backbone_name}*.safetensors or {backbone_name}*.pth there",
+            f"Put {backbone_name}.safetensors, {backbone_name}-SOMETHING.safetensors or .pth there",
+        )
+    if len(found) > 1:
+        logger.warning(
+            "%s has %d files for %s; the shortest name is taken", folder, len(found), backbone_name
         )
     return min(found, key=lambda path: (len(path.name), path.name))
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from fusionflow.config import METHODS, Wavelet
 from fusionflow.fusion import BandPair
-from fusionflow.ledger import InputFile, Published
+from fusionflow.ledger import InputFile, OutputFile, Published
 
 WAVELETS = ("haar", "db2", "bior4.4")
 MODES = ("symmetric", "periodization", "zero")
@@ -87,8 +87,8 @@ def published(label: str = "sub-01", **changes) -> Published:
         "method": METHODS["dwt-vgg19"].model_dump(mode="json"),
         "weights": "vgg19.safetensors (sha256 0123456789ab)",
         "inputs": (
-            InputFile("/bids/T1w.nii.gz", 10, 1_700_000_000_123_456_789, "a" * 64),
-            InputFile("/bids/pet.nii.gz", 20, 1_700_000_001_123_456_789, "b" * 64),
+            InputFile("anat/T1w.nii.gz", 10, 1_700_000_000_123_456_789, "a" * 64),
+            InputFile("pet/pet.nii.gz", 20, 1_700_000_001_123_456_789, "b" * 64),
         ),
         "frame_durations": (300.0, 299.5),
         "shape": (5, 6, 7),
@@ -96,7 +96,8 @@ def published(label: str = "sub-01", **changes) -> Published:
         "metrics": {"ssim": {"mri": 0.75, "pet": 0.6}, "entropy_fused": 5.041},
         "seconds": 1.25,
         "notes": ("PET: no units",),
-        "outputs": ("sub-01/fused/sub-01_fused.nii.gz",),
+        "outputs": (OutputFile("sub-01/fused/sub-01_fused.nii.gz", 30, 1_700_000_002_000_000_001),),
+        "stored": (OutputFile("scans/sub-01/v-0123456789ab/fused/c/0/0/0", 40),),
         "software": {"fusionflow": "0.1.0"},
         "created": "2026-01-02T03:04:05Z",
     }

@@ -1,6 +1,7 @@
 """The command line as a person or a scheduler meets it: real processes, exit codes, messages."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,77 @@ def test_as_a_command_of_dask(bids, tmp_path):
     assert ff.open_cohort(tmp_path).labels == ("sub-02_ses-baseline",)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["--participant-label", "02", "03"],
+        ["--participant-label", "02,sub-03"],
+        ["--participant-label", "02", "--participant-label", "03"],
+        ["--participant-label", "02", "03", "--session-label", "baseline"],
+        ["-v", "--participant-label", "02", "03", "participant"],
+    ],
+)
+def test_lists_of_labels_as_bids_apps_take_them(bids, tmp_path, labels):
+    first, rest = (["-v"], labels[1:]) if labels[0] == "-v" else ([], labels)
+    result = CliRunner().invoke(
+        main, ["run", *first, str(bids), str(tmp_path), "--method", "nope", *rest]
+    )
+    assert "No method is called 'nope'" in result.output  # so the labels were taken
+    run = main.commands["run"]
+    context = run.make_context("run", [*first, str(bids), str(tmp_path), *rest])
+    taken = context.params["participant_label"]
+    assert [label for item in taken for label in item.split(",")] in (
+        ["02", "03"],
+        ["02", "sub-03"],
+    )
+    assert context.params["level"] == ("participant" if "participant" in rest else None)
+
+
+def test_sigterm_undoes_what_is_in_flight_and_the_rest_can_be_made(bids, tmp_path):
+    """What SLURM, Kubernetes and `timeout` send."""
+    out = tmp_path / "out"
+    command = [
+        BIN / "fusionflow", "run", bids, out, "--weights", "random:0", "--n-workers", "1",
+    ]  # fmt: skip
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("fused"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert "what was published stays" in rest
+    assert "Traceback" not in rest
+    assert [p for p in out.rglob(".*") if p.name != ".bidsignore"] == []
+    published = ff.open_cohort(out).labels
+    assert 1 <= len(published) < 4
+    again = fusionflow("run", bids, out, "--weights", "random:0")
+    assert again.returncode == 0
+    assert f"{4 - len(published)} fused, {len(published)} unchanged" in again.stdout
+
+
+def test_one_bad_scan_and_another_method_still_end_with_3(bids, tmp_path):
+    bids = shutil.copytree(bids, tmp_path / "bids")
+    out = tmp_path / "out"
+    assert fusionflow("run", bids, out, "--method", "maximum").returncode == 0
+    pet = bids / "sub-02/ses-baseline/pet/sub-02_ses-baseline_trc-FDG_pet.nii.gz"
+    pet.write_bytes(pet.read_bytes()[:5000])
+    run = fusionflow("run", bids, out, "--method", "average")
+    assert run.returncode == 3
+    assert "made again: another method or other options" in run.stderr
+    assert "not in the summary sub-02_ses-baseline  its last attempt failed" in run.stderr
+    assert "3 fused, 0 unchanged, 1 failed" in run.stdout
+
+
+def test_weights_for_a_method_without_network(bids, tmp_path):
+    result = CliRunner().invoke(
+        main,
+        ["run", str(bids), str(tmp_path / "o"), "--method", "maximum", "--weights", "random:0"],
+    )
+    assert result.exit_code == 2
+    assert "reads no network" in result.output
+
+
 def test_nothing_runs_without_weights(bids, tmp_path):
     empty = tmp_path / "weights"
     empty.mkdir()
@@ -152,6 +224,7 @@ def test_every_option_has_a_line_of_help(command):
 
 def test_version_and_methods():
     assert ff.__version__ in CliRunner().invoke(main, ["--version"]).output
+    assert ff.__version__ in CliRunner().invoke(main, ["run", "--version"]).output
     listed = CliRunner().invoke(main, ["run", "--list-methods"])
     assert listed.exit_code == 0
     assert "dwt-vgg19" in listed.output

@@ -77,7 +77,7 @@ def test_they_are_listed_where_a_name_is_wrong(their_package):
 def test_what_cannot_be_used_says_whose_it_is(their_package):
     with pytest.raises(ConfigurationError, match="from their-fusion, cannot be imported"):
         named_rule("broken")
-    with pytest.raises(ConfigurationError, match=r"from their-fusion, is a int\. It must be a Rule"):
+    with pytest.raises(ConfigurationError, match=r"is a int\. It must be a Rule"):
         named_rule("wrong")
 
 

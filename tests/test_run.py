@@ -3,6 +3,9 @@
 import json
 import multiprocessing
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -309,29 +312,99 @@ class TestAgain:
         assert times == {p: p.stat().st_mtime_ns for p in (out / "scans").rglob("*") if p.is_file()}
 
     def test_only_what_changed_runs(self, fused, phantom_bids, client, tmp_path):
-        out = shutil.copytree(fused[0], tmp_path / "out")
-        bids = shutil.copytree(phantom_bids, tmp_path / "bids")
-        # The copy has other paths; a first run with the average makes it known.
-        ff.run(bids, out, config("average"), client=client)
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        # Another place and, as `cp` leaves them, other times: what counts is the content.
+        bids = shutil.copytree(phantom_bids, tmp_path / "bids", copy_function=shutil.copyfile)
         pet = bids / "sub-03/ses-baseline/pet/sub-03_ses-baseline_trc-FDG_pet.nii.gz"
         image = nib.load(pet)
         nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) * 2, image.affine), pet)
-        again = ff.run(bids, out, config("average"), client=client)
+        events = []
+        again = ff.run(bids, out, config(), client=client, on_event=events.append)
         assert [record.label for record in again.fused] == ["sub-03_ses-baseline"]
+        why = next(event.why for event in events if isinstance(event, runner.Fused))
+        assert why == "sub-03/ses-baseline/pet/sub-03_ses-baseline_trc-FDG_pet.nii.gz changed"
         assert len(again.unchanged) == 3
 
-    def test_a_lost_output_is_made_again(self, fused, phantom_bids, client, tmp_path):
-        out = shutil.copytree(fused[0], tmp_path / "out")
-        (out / "sub-02/ses-baseline/fused/sub-02_ses-baseline_fused.nii.gz").unlink()
-        again = ff.run(phantom_bids, out, config(), client=client)
-        assert [record.label for record in again.fused] == ["sub-02_ses-baseline"]
-        assert (out / again.fused[0].outputs[0]).is_file()
+    def test_a_lost_file_is_put_back_without_fusing(self, fused, phantom_bids, tmp_path):
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        name = "sub-02/ses-baseline/fused/sub-02_ses-baseline_fused.nii.gz"
+        before = (out / name).read_bytes()
+        (out / name).unlink()
+        events = []
+        again = ff.run(phantom_bids, out, config(), on_event=events.append)
+        assert not again.fused
+        assert [e.label for e in events if isinstance(e, runner.Mended)] == ["sub-02_ses-baseline"]
+        assert (out / name).read_bytes() == before
 
-    def test_a_mixed_cohort_is_not_summarised(self, fused, phantom_bids, client, tmp_path):
-        out = shutil.copytree(fused[0], tmp_path / "out")
+    def test_a_file_of_another_method_is_replaced(self, fused, phantom_bids, client, tmp_path):
+        """As after a crash between publishing and putting the files in place."""
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        other = ff.run(
+            phantom_bids, tmp_path / "other", config("maximum"), client=client,
+            participant_labels=["02"],
+        )  # fmt: skip
+        name = other.fused[0].outputs[-1].path
+        assert name.endswith(".png") or name.endswith(".gz") or name.endswith(".json")
+        for item in other.fused[0].outputs:
+            shutil.copyfile(tmp_path / "other" / item.path, out / item.path)
+        ff.run(phantom_bids, out, config())
+        for item in other.fused[0].outputs:
+            assert (out / item.path).read_bytes() == (fused[0] / item.path).read_bytes()
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda version: shutil.rmtree(version / "fused"),
+            lambda version: (version / "fused/c/0/0/0").write_bytes(b"x"),
+            lambda version: (version / "zarr.json").unlink(),
+            shutil.rmtree,
+        ],
+        ids=["no fused", "cut shard", "no metadata", "nothing"],
+    )
+    def test_a_damaged_version_is_made_again(self, fused, phantom_bids, client, tmp_path, damage):
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        label = "sub-02_ses-baseline"
+        damage(out / "scans" / label / ff.open_cohort(out).record(label).version)
+        events = []
+        again = ff.run(phantom_bids, out, config(), client=client, on_event=events.append)
+        assert [record.label for record in again.fused] == [label]
+        assert "missing or damaged" in next(e.why for e in events if isinstance(e, runner.Fused))
+        np.testing.assert_array_equal(
+            ff.open_cohort(out).scan(label).fused.values,
+            ff.open_cohort(fused[0]).scan(label).fused.values,
+        )
+        assert leftovers(out) == []
+
+    def test_scans_made_another_way_are_left_out_of_the_summary(
+        self, fused, phantom_bids, client, tmp_path
+    ):
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        report = ff.run(
+            phantom_bids, out, config("dwt-max"), client=client, participant_labels=["02"]
+        )
+        assert report.summary.attrs["scans"] == 1
+        assert sorted(report.left_out) == [LABELS[0], LABELS[1], LABELS[3]]
+        assert report.left_out[LABELS[0]] == "made another way (dwt-vgg19)"
         with pytest.raises(ConfigurationError, match="2 different ways"):
-            ff.run(phantom_bids, out, config("dwt-max"), client=client, participant_labels=["02"])
-        assert ff.open_cohort(out).record("sub-02_ses-baseline").method["name"] == "dwt-max"
+            ff.summarise(out)
+
+    def test_a_subject_that_is_gone_or_failed_is_left_out_of_the_summary(
+        self, fused, phantom_bids, client, tmp_path
+    ):
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        bids = shutil.copytree(phantom_bids, tmp_path / "bids", copy_function=shutil.copy2)
+        shutil.rmtree(bids / "sub-03")
+        t1w = bids / "sub-02/ses-baseline/anat/sub-02_ses-baseline_T1w.nii.gz"
+        t1w.write_bytes(b"damaged")
+        report = ff.run(bids, out, config(), client=client)
+        assert report.unchanged == LABELS[:2]
+        assert report.left_out == {
+            "sub-02_ses-baseline": "its last attempt failed",
+            "sub-03_ses-baseline": "the input no longer has it",
+        }
+        table = (out / "group_scans.tsv").read_text()
+        assert "sub-01" in table
+        assert "sub-03" not in table
 
 
 class TestLargeVolumes:
@@ -363,6 +436,67 @@ class TestTrouble:
         (tmp_path / "out").write_text("")
         with pytest.raises(StoreError, match="Cannot write"):
             ff.run(phantom_bids, tmp_path / "out", config())
+
+    def test_a_dataset_of_something_else_is_not_overwritten(self, phantom_bids, tmp_path):
+        out = tmp_path / "raw"
+        out.mkdir()
+        description = '{"Name": "mine", "BIDSVersion": "1.10.0", "DatasetType": "raw"}'
+        (out / "dataset_description.json").write_text(description)
+        with pytest.raises(ConfigurationError, match="fusionflow did not make"):
+            ff.run(phantom_bids, out, config())
+        assert (out / "dataset_description.json").read_text() == description
+        assert len(list(out.iterdir())) == 1
+
+    def test_what_a_killed_run_left_is_swept(self, fused, phantom_bids, client, tmp_path):
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        killed = subprocess.run(
+            [sys.executable, "-c", "import os; print(os.getpid())"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        label = "sub-02_ses-baseline"
+        host = socket.gethostname()
+        stale = out / "scans" / label / f".staging-{host}~{killed}~abc"
+        others = out / "scans" / label / f".staging-elsewhere~{killed}~abc"
+        for folder in (stale, others):
+            (folder / "group").mkdir(parents=True)
+        ff.run(phantom_bids, out, config("average"), client=client)
+        assert not stale.exists()
+        assert others.exists(), "another machine may still be at it"
+
+    def test_absurd_frame_durations_stop_nothing(self, phantom_bids, client, tmp_path):
+        bids = shutil.copytree(phantom_bids, tmp_path / "bids")
+        for subject, durations in (("02", "[1" + "0" * 400 + "]"), ("03", "[NaN]")):
+            place = bids / f"sub-{subject}/ses-baseline/pet"
+            sidecar = place / f"sub-{subject}_ses-baseline_trc-FDG_pet.json"
+            content = json.loads(sidecar.read_text())
+            del content["FrameDuration"]
+            text = json.dumps(content)[:-1] + f', "FrameDuration": {durations}}}'
+            sidecar.write_text(text)
+        out = tmp_path / "out"
+        assert len(ff.run(bids, out, config("average"), client=client).fused) == 4
+        assert len(ff.run(bids, out, config("average"), client=client).unchanged) == 4
+
+    def test_a_file_in_the_way_of_one_scan_stops_only_that(self, phantom_bids, client, tmp_path):
+        (tmp_path / "scans").mkdir()
+        (tmp_path / "scans" / "sub-02_ses-baseline").write_text("in the way")
+        report = ff.run(phantom_bids, tmp_path, config("average"), client=client)
+        assert [failure.label for failure in report.failed] == ["sub-02_ses-baseline"]
+        assert len(report.fused) == 3
+
+    def test_a_script_without_a_guard_is_told(self, phantom_bids, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(
+            "import fusionflow as ff\n"
+            f"ff.run({str(phantom_bids)!r}, {str(tmp_path / 'out')!r}, "
+            "ff.RunConfig(method='average'))\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ended.returncode == 1
+        assert 'under `if __name__ == "__main__":`' in ended.stderr
 
     def test_array_query_planning_is_refused(self, phantom_bids, tmp_path):
         import dask

@@ -10,7 +10,9 @@ extension (Norgaard et al., 2022), BIDS 1.11.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,7 +98,9 @@ class Scan:
         durations = self.pet_sidecar.get("FrameDuration")
         durations = durations if isinstance(durations, list) else [durations]
         if all(isinstance(d, int | float) and not isinstance(d, bool) for d in durations):
-            return tuple(float(d) for d in durations)
+            with contextlib.suppress(OverflowError):
+                seconds = tuple(float(d) for d in durations)
+                return seconds if all(map(math.isfinite, seconds)) else None
         return None
 
 

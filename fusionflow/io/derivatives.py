@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.io.nifti import Orientation, write_volume
-from fusionflow.ledger import OutputPaths, write_bytes, write_json
+from fusionflow.ledger import OutputPaths, read_json, write_bytes, write_json
 from fusionflow.pictures import mosaic, slices_to_show
 
 BIDS_VERSION = "1.10.0"
@@ -37,9 +38,20 @@ def write_dataset_files(paths: OutputPaths, source: Path) -> None:
 
     Raises
     ------
+    ConfigurationError
+        If the folder is a dataset of something else: it must not be overwritten.
     StoreError
         If the output folder cannot be written.
     """
+    description = paths.root / "dataset_description.json"
+    if not _is_ours(description):
+        raise ConfigurationError(
+            f"{paths.root} is a dataset that fusionflow did not make ({description.name})",
+            "Choose another output folder",
+        )
+    ignored = paths.root / ".bidsignore"
+    if not ignored.exists():
+        write_bytes(ignored, _BIDSIGNORE.encode())
     write_json(
         paths.root / "dataset_description.json",
         {
@@ -57,7 +69,19 @@ def write_dataset_files(paths: OutputPaths, source: Path) -> None:
             "SourceDatasets": [{"URL": source.resolve().as_uri()}],
         },
     )
-    write_bytes(paths.root / ".bidsignore", _BIDSIGNORE.encode())
+
+
+def _is_ours(description: Path) -> bool:
+    """Whether a ``dataset_description.json`` is not there, or fusionflow's."""
+    if not description.is_file():
+        return True
+    try:
+        content = read_json(description)
+    except StoreError:
+        return False
+    made_by = content.get("GeneratedBy") if isinstance(content, dict) else None
+    names = [item.get("Name") for item in made_by or () if isinstance(item, dict)]
+    return "fusionflow" in names
 
 
 def write_scan_files(

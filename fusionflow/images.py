@@ -1,0 +1,216 @@
+"""Pairs of pictures: MRI in grey and PET in grey or pseudo-colour, as PNG, JPEG or TIFF.
+
+Research publishes PET slices in pseudo-colour. Fusing their luminance and putting the chroma back
+darkens the hottest uptake, since luminance peaks at yellow and falls to red. So by default uptake
+is recovered from the colours, fused, and shown as colour; the published way is there to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fusionflow import colour as colours
+from fusionflow.errors import GridError, ImageError, InputError, NoScansError
+from fusionflow.luts import ColourTable
+from fusionflow.stages import Recipe, decompose_slab, fuse_slab
+from fusionflow.subbands import FloatArray
+from fusionflow.transform import reconstruct
+
+ByteImage: TypeAlias = npt.NDArray[np.uint8]
+Colour: TypeAlias = Literal["uptake", "luminance", "grey"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+#: Names that folders of MRI pictures, and of what is fused with them, go by.
+MRI_FOLDERS = ("mri", "mr", "t1", "t1w")
+PET_FOLDERS = ("pet", "spect", "pt", "fdg")
+
+
+@dataclass(frozen=True)
+class PicturePair:
+    """Two pictures of one slice."""
+
+    name: str
+    mri: Path
+    pet: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """A pair as it is fused.
+
+    Attributes
+    ----------
+    mri, pet : ndarray, (y, x) float32
+        0..1: grey values, luminance or uptake.
+    pet_rgb : ndarray, (y, x, 3) uint8
+        The PET as it was published.
+    colour : {"uptake", "luminance", "grey"}
+        What `pet` is, and how the result is coloured.
+    table : str
+        The colour table that was recognised; empty unless `colour` is uptake.
+    """
+
+    mri: FloatArray
+    pet: FloatArray
+    pet_rgb: ByteImage
+    colour: Colour
+    table: str = ""
+
+
+def find_pairs(mri: Path, pet: Path) -> list[PicturePair]:
+    """Pair two pictures, or the pictures of one name in two folders.
+
+    Raises
+    ------
+    InputError
+        If one is a folder and the other is not.
+    NoScansError
+        If no name is in both folders.
+    """
+    if mri.is_dir() != pet.is_dir():
+        raise InputError(f"{mri} and {pet} are not both pictures or both folders")
+    if not mri.is_dir():
+        return [PicturePair(mri.stem, mri, pet)]
+    ours, theirs = _pictures(mri), _pictures(pet)
+    both = sorted(ours.keys() & theirs.keys(), key=_natural)
+    if not both:
+        raise NoScansError(
+            f"No picture in {mri} has one of the same name in {pet}",
+            f"They hold {len(ours)} and {len(theirs)} pictures",
+        )
+    return [PicturePair(name, ours[name], theirs[name]) for name in both]
+
+
+def find_pair_folders(folder: Path) -> list[PicturePair]:
+    """Pair the pictures of a folder that holds one folder of MRI and one of PET or SPECT.
+
+    Raises
+    ------
+    NoScansError
+        If it does not.
+    """
+    inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    mri = [inside[name] for name in MRI_FOLDERS if name in inside]
+    pet = [inside[name] for name in PET_FOLDERS if name in inside]
+    if len(mri) != 1 or len(pet) != 1:
+        raise NoScansError(
+            f"{folder} does not hold one folder of MRI and one of PET pictures",
+            f"Name them MRI and PET; it holds {', '.join(sorted(inside)) or 'no folder'}",
+        )
+    return find_pairs(mri[0], pet[0])
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+
+
+def _natural(name: str) -> tuple[int, int | str, str]:
+    return (0, int(name), name) if name.isdecimal() else (1, name, name)
+
+
+def read_rgb(path: Path) -> ByteImage:
+    """Return a picture as (y, x, 3) uint8.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read, or is not of 8 bits.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("L", "LA", "P", "RGB", "RGBA", "1"):
+                raise ImageError(
+                    f"{path} has mode {picture.mode}, not 8 bits grey or colour",
+                    "Convert it to an 8-bit PNG; fuse volumes with `fusionflow run`",
+                )
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"Cannot read the picture {path}: {error}") from error
+
+
+def read_pair(
+    pair: PicturePair, colour: Colour | None = None, table: ColourTable | None = None
+) -> Sources:
+    """Read a pair and make grey sources of it.
+
+    Parameters
+    ----------
+    pair : PicturePair
+        Two pictures of one size.
+    colour : {"uptake", "luminance", "grey"}, optional
+        How to take the PET. By default uptake if it is in colour, otherwise grey.
+    table : ColourTable, optional
+        Its pseudo-colours; recognised if it is not given.
+
+    Raises
+    ------
+    GridError
+        If the pictures are not of one size.
+    InputError
+        If no known table explains the colours.
+    ImageError
+        If one cannot be read.
+    """
+    mri_rgb, pet_rgb = read_rgb(pair.mri), read_rgb(pair.pet)
+    if mri_rgb.shape != pet_rgb.shape:
+        raise GridError(
+            f"{pair.mri} is {mri_rgb.shape[1]} x {mri_rgb.shape[0]} pixels, "
+            f"{pair.pet} {pet_rgb.shape[1]} x {pet_rgb.shape[0]}",
+            "Resample one onto the other first",
+        )
+    chosen = colour or ("grey" if colours.is_grey(pet_rgb) else "uptake")
+    mri = colours.luminance(mri_rgb)
+    if chosen != "uptake":
+        return Sources(mri, colours.luminance(pet_rgb), pet_rgb, chosen)
+    try:
+        table = table or colours.recognise(pet_rgb).table
+    except InputError as error:
+        raise InputError(f"{pair.pet}: {error.message}", error.mend) from error
+    return Sources(mri, colours.uptake(pet_rgb, table), pet_rgb, "uptake", table.name)
+
+
+def fuse_slices(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> FloatArray:
+    """Fuse stacks of slices (z, y, x) float32 in this process, as a run does.
+
+    Parameters
+    ----------
+    mri, pet : ndarray, (z, y, x) float32
+        0..1 is the display window.
+    recipe : Recipe
+        As `fusionflow.graph.make_recipe` gives it.
+    """
+    bands = fuse_slab(decompose_slab(mri, pet, recipe), recipe).bands
+    return reconstruct(bands, recipe.method.transform)
+
+
+def coloured(fused: FloatArray, sources: Sources) -> ByteImage:
+    """Return a fused picture, (y, x, 3) uint8.
+
+    Parameters
+    ----------
+    fused : ndarray, (y, x)
+        0..1.
+    sources : Sources
+        What was fused, and how the result is coloured.
+    """
+    if sources.colour == "uptake":
+        return colours.colourise(fused, sources.pet)
+    if sources.colour == "luminance":
+        return colours.with_chroma(fused, sources.pet_rgb)
+    levels = np.floor(np.clip(fused, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.repeat(levels[..., None], 3, axis=-1)
+
+
+def side_by_side(pictures: Sequence[ByteImage], gap: int = 4) -> Image.Image:
+    """Return pictures of one height beside each other."""
+    height = pictures[0].shape[0]
+    space = np.zeros((height, gap, 3), np.uint8)
+    row = [part for picture in pictures for part in (picture, space)][:-1]
+    return Image.fromarray(np.concatenate(row, axis=1))
