@@ -184,6 +184,10 @@ def check_size(backbone_name: str, taps: tuple[str, ...], shape: tuple[int, int]
         ) from error
 
 
+#: Sizes of images without content whose features a trunk keeps.
+_MOST_KEPT = 8
+
+
 class Trunk(nn.Module):
     """A backbone cut after its last tap, for grey images.
 
@@ -205,6 +209,7 @@ class Trunk(nn.Module):
         if not isinstance(first, nn.Conv2d) or first.in_channels != 3:
             raise TypeError("a trunk begins with a convolution of three channels")
         self._taps = tuple(taps)
+        self._nothing: dict[tuple[int, int, float, bool], list[torch.Tensor]] = {}
         mean = torch.tensor(normalisation.mean).view(1, 3, 1, 1)
         std = torch.tensor(normalisation.std).view(1, 3, 1, 1)
         weight = first.weight.detach() / std
@@ -224,6 +229,20 @@ class Trunk(nn.Module):
     grey_weight: torch.Tensor
     shift_weight: torch.Tensor
     bias: torch.Tensor
+
+    def of_nothing(self, rows: int, columns: int, value: float) -> list[torch.Tensor]:
+        """Return what `forward` reads from one image of that value everywhere.
+
+        It is kept: all slices of a cohort have few sizes.
+        """
+        bfloat16 = torch.is_autocast_enabled(self.bias.device.type)
+        key = (rows, columns, value, bfloat16)
+        if key not in self._nothing:
+            if len(self._nothing) >= _MOST_KEPT:
+                self._nothing.clear()
+            image = self.bias.new_full((1, 1, rows, columns), value)
+            self._nothing[key] = self(image)
+        return self._nothing[key]
 
     def bias_map(self, rows: int, columns: int) -> torch.Tensor:
         """Return what the first layer adds to an image of that size, (1, channels, y', x')."""

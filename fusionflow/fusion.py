@@ -274,7 +274,7 @@ def activity(
         torch.inference_mode(),
         torch.autocast(device.split(":", maxsplit=1)[0], torch.bfloat16, enabled=bfloat16),
     ):
-        blank = trunk(torch.full((1, 1, rows, columns), empty, device=device))
+        blank = trunk.of_nothing(rows, columns, empty)
         for start in range(0, len(coefficients), method.batch):
             chunk = coefficients[start : start + method.batch] * np.float32(gain**-level)
             images = torch.from_numpy(chunk)[:, None].to(device) + empty

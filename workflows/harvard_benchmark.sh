@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The table in the README: every method and three published ones on 21 FDG-PET/T1 slice pairs.
+#   workflows/harvard_benchmark.sh [DATA] [WEIGHTS_DIR] [OUT]
+# DATA holds val/MRI, val/PET and peers/NAME (fused pictures, named as the pairs are).
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+data=${1:-$here/../shared/data/harvard}
+export FUSIONFLOW_WEIGHTS_DIR=${2:-$here/../shared/weights}
+out=${3:-benchmark}
+fusionflow=$here/.venv/bin/fusionflow
+[ -x "$fusionflow" ] || fusionflow=fusionflow
+peers=()
+for folder in "$data"/peers/*/; do
+  peers+=(--scores-of "$(basename "$folder")=${folder%/}")
+done
+"$fusionflow" benchmark "$data/val" --offline "${peers[@]}" -o "$out"
