@@ -219,7 +219,7 @@ def summarise(cohort: Cohort | str | PathLike[str]) -> xr.DataTree:
 
 def write_summary(
     paths: OutputPaths, *, present: Collection[str] | None = None, request: str | None = None
-) -> tuple[xr.DataTree, dict[str, str]]:
+) -> tuple[xr.DataTree | None, dict[str, str]]:
     """Summarise published scans into ``group.zarr`` and the ``group_*.tsv`` tables.
 
     Parameters
@@ -233,8 +233,8 @@ def write_summary(
 
     Returns
     -------
-    DataTree
-        What was written.
+    DataTree or None
+        What was written; None if no scan was made as `request` says, and then nothing is touched.
     dict
         Label -> why a published scan is not part of it.
 
@@ -257,6 +257,8 @@ def write_summary(
             left_out[record.label] = f"made another way ({record.method.get('name')})"
         else:
             chosen.append(record)
+    if not chosen and request is not None:
+        return None, left_out
     summary = summarise_records(chosen)
     _replace_store(paths, summary)
     for name, table in zip(_TABLES, (cohort_table(summary), scan_table(summary)), strict=True):
@@ -266,13 +268,6 @@ def write_summary(
 
 
 _TABLES = ("group_metrics.tsv", "group_scans.tsv")
-
-
-def remove_summary(paths: OutputPaths) -> None:
-    """Remove the summary of scans that are no longer what it says."""
-    shutil.rmtree(paths.group_store, ignore_errors=True)
-    for name in _TABLES:
-        (paths.root / name).unlink(missing_ok=True)
 
 
 def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:

@@ -1,18 +1,19 @@
-"""The last tasks of a scan: its fused shards, its files, and the one step that publishes it.
+"""The end of a scan: its fused shards and its files, and the one step that publishes it.
 
-Everything is made in the scan's staging folder first. Then the group and the files take their
-places as a version, and ``current.json`` makes it count. What lies in BIDS places are links to the
-version's files, put there afterwards and mended by the next run if something came between.
+Tasks make everything in the scan's staging folder, and can run twice: a worker may die at any
+moment. The runner then publishes: the group takes its place as a version, ``current.json`` makes
+it count, and the files take theirs. If something comes in between, the next run sees files that
+are not what the record says, and makes the scan again.
 """
 
 from __future__ import annotations
 
 import datetime
-import os
+import filecmp
+import itertools
 import platform
-import shutil
-import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +25,9 @@ import zarr
 from fusionflow import schema
 from fusionflow.errors import StoreError
 from fusionflow.io import store
-from fusionflow.io.bids import Scan
 from fusionflow.io.derivatives import relative_folder, sidecar_content, write_scan_files
 from fusionflow.ledger import (
     OutputFile,
-    OutputPaths,
     Published,
     discard,
     publish,
@@ -65,24 +64,29 @@ def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShar
 
 
 def commit_slabs(job: Job, staged: Staged, slabs: Sequence[FusedSlab]) -> Published:
-    """Write the only shard of a scan and publish it."""
+    """Write the only shard of a scan and finish it."""
     return commit(job, staged, [write_shard(job, 0, slabs)])
 
 
 def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Published:
-    """Finish a scan's group and files, and publish them.
+    """Finish a scan's group and files in its staging folder.
+
+    Returns
+    -------
+    Published
+        What `publish_scan` is to publish.
 
     Raises
     ------
     StoreError
-        If the output cannot be written; the scan is then as it was before.
+        If they cannot be written.
     """
     parts = [metrics for shard in shards for metrics in shard.metrics]
     slices = SliceMetrics(
         pair=np.concatenate([part.pair for part in parts]),
         image=np.concatenate([part.image for part in parts]),
     )
-    scan, recipe, paths = job.scan, job.recipe, job.paths
+    scan, recipe = job.scan, job.recipe
     notes = staged.notes
     weights = recipe.weights.description if recipe.weights else None
     if recipe.weights is not None and recipe.weights.is_random:
@@ -90,39 +94,34 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
     seconds = sum(shard.seconds for shard in shards)
     devices = sorted(frozenset().union(*(shard.devices for shard in shards)))
     try:
-        if job.group.is_dir():  # else this task ran before and its worker died later
-            _finish(job, staged, slices, weights, notes)
-        with publishing(paths, scan.label):
-            stored = _put_in_place(job, staged.version)
-            record = Published(
-                label=scan.label,
-                subject=scan.subject,
-                session=scan.session,
-                version=staged.version,
-                request=job.request,
-                method=recipe.method.model_dump(mode="json"),
-                weights=weights,
-                inputs=staged.inputs,
-                frame_durations=scan.frame_durations,
-                shape=job.layout.shape,
-                affine=staged.affine,
-                metrics=scan_figures(slices, seconds),
-                seconds=seconds,
-                notes=notes,
-                outputs=_outputs(paths, scan, staged.version),
-                stored=stored,
-                software={**software_versions(), "device": ", ".join(devices)},
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            )
-            publish(paths, record)
-            export(paths, record)
+        _finish(job, staged, slices, weights, notes)
     except OSError as error:
-        raise StoreError(
-            f"Cannot write the outputs of {scan.label}: {error.strerror or error}",
-            "Check space and permissions",
-        ) from error
-    discard(job.staging)
-    return record
+        raise _cannot_write(scan.label, error) from error
+    return Published(
+        label=scan.label,
+        subject=scan.subject,
+        session=scan.session,
+        version=staged.version,
+        request=job.request,
+        method=recipe.method.model_dump(mode="json"),
+        weights=weights,
+        inputs=staged.inputs,
+        frame_durations=scan.frame_durations,
+        shape=job.layout.shape,
+        affine=staged.affine,
+        metrics=scan_figures(slices, seconds),
+        seconds=seconds,
+        notes=notes,
+        software={**software_versions(), "device": ", ".join(devices)},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _cannot_write(label: str, error: OSError) -> StoreError:
+    return StoreError(
+        f"Cannot write the outputs of {label}: {error.strerror or error}",
+        "Check space and permissions",
+    )
 
 
 def _finish(
@@ -179,81 +178,81 @@ def _finish(
     )
 
 
-def _put_in_place(job: Job, version: str) -> tuple[OutputFile, ...]:
-    """Move the finished group and files out of the staging folder, and say what they are.
+def publish_scan(job: Job, record: Published) -> Published:
+    """Publish what the tasks of a scan finished.
 
-    The same inputs and method may have been fused before. Then what is there stays, for readers
-    have it open, unless it is not whole.
-    """
-    label, paths = job.scan.label, job.paths
-    for made, target in (
-        (job.group, paths.version(label, version)),
-        (job.staging / "files", paths.version_files(label, version)),
-    ):
-        if not made.is_dir():  # moved when this task ran before
-            continue
-        if target.exists() and _contents(target) != _contents(made):
-            aside = job.staging / f"damaged-{target.name}"
-            target.rename(aside)
-        if target.exists():
-            discard(made)
-        else:
-            made.rename(target)
-    group, files = paths.version(label, version), paths.version_files(label, version)
-    return tuple(
-        OutputFile.of(path, relative_to(path, paths.root), timed=False)
-        for folder in (group, files)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    )
+    Parameters
+    ----------
+    job : Job
+        The scan; its staging folder is gone afterwards.
+    record : Published
+        As `commit` returned it.
 
-
-def _contents(folder: Path) -> dict[str, int]:
-    """Return the files of a version: name -> bytes, of JSON 0, for its words may differ."""
-    return {
-        relative_to(path, folder): 0 if path.suffix == ".json" else path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def _outputs(paths: OutputPaths, scan: Scan, version: str) -> tuple[OutputFile, ...]:
-    """Describe the files that belong in BIDS places, from those they are copies of."""
-    folder = relative_folder(scan.subject, scan.session)
-    return tuple(
-        OutputFile.of(path, (folder / path.name).as_posix(), timed=True)
-        for path in sorted(paths.version_files(scan.label, version).iterdir())
-    )
-
-
-def export(paths: OutputPaths, record: Published) -> None:
-    """Put a published scan's files in their BIDS places; done again, it changes nothing.
-
-    They are links to the version's own files, or copies where a file system has no links.
+    Returns
+    -------
+    Published
+        The record as it was published, with its files.
 
     Raises
     ------
     StoreError
-        If they cannot be written.
+        If they cannot be written; before ``current.json`` the scan is as it was.
     """
-    files = paths.version_files(record.label, record.version)
+    paths, scan = job.paths, job.scan
+    folder = relative_folder(scan.subject, scan.session)
+    files = sorted((job.staging / "files").iterdir())
     try:
-        for output in record.outputs:
-            if output.is_there(paths.root):
-                continue
-            place = paths.root / output.path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                os.link(files / place.name, temporary)
-            except OSError:
-                shutil.copy2(files / place.name, temporary)
-            temporary.replace(place)
+        with publishing(paths, scan.label):
+            group = _put_group(job, record.version)
+            record = replace(
+                record,
+                version=group.name,
+                stored=tuple(
+                    OutputFile.sized(path, paths.root)
+                    for path in sorted(group.rglob("*"))
+                    if path.is_file()
+                ),
+                outputs=tuple(
+                    OutputFile.whole(path, (folder / path.name).as_posix()) for path in files
+                ),
+            )
+            publish(paths, record)
+            (paths.root / folder).mkdir(parents=True, exist_ok=True)
+            for path in files:
+                path.replace(paths.root / folder / path.name)
     except OSError as error:
-        raise StoreError(
-            f"Cannot write the files of {record.label}: {error.strerror or error}",
-            "Check space and permissions",
-        ) from error
+        raise _cannot_write(scan.label, error) from error
+    discard(job.staging)
+    return record
+
+
+def _put_group(job: Job, version: str) -> Path:
+    """Move the finished group to its place and return that.
+
+    The same inputs and method may have been fused before. If what is there is the same to the
+    byte it stays; if not, for it may be damaged, the new group gets a name of its own: a published
+    version never changes under its readers.
+    """
+    for attempt in itertools.count(1):
+        name = version if attempt == 1 else f"{version}-{attempt}"
+        target = job.paths.version(job.scan.label, name)
+        if not target.exists():
+            job.group.rename(target)
+            return target
+        if _same_files(job.group, target):
+            return target
+    raise AssertionError("unreachable")
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files with the same content."""
+    names = [
+        {relative_to(path, folder) for path in folder.rglob("*") if path.is_file()}
+        for folder in (one, other)
+    ]
+    if names[0] != names[1]:
+        return False
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
 
 
 @cache

@@ -72,10 +72,6 @@ class OutputPaths:
         """Return where a scan is made before it is published, by a run of this process."""
         return self.scan(label) / f".staging-{socket.gethostname()}~{os.getpid()}~{token}"
 
-    def version_files(self, label: str, version: str) -> Path:
-        """Return the folder of what the files in BIDS places are copies of."""
-        return self.scan(label) / f"{version}-files"
-
 
 @dataclass(frozen=True)
 class InputFile:
@@ -122,25 +118,37 @@ class OutputFile:
         Bytes.
     mtime_ns : int
         Time of its last change, ns since the epoch; 0 where only the size counts.
+    sha256 : str
+        Of the whole file; empty where only the size counts.
     """
 
     path: str
     size: int
     mtime_ns: int = 0
+    sha256: str = ""
 
     @classmethod
-    def of(cls, path: Path, name: str, *, timed: bool) -> OutputFile:
-        """Describe the file at `path`, to be found as `name`."""
+    def sized(cls, path: Path, root: Path) -> OutputFile:
+        """Describe a file by its size: its own format holds checksums."""
+        return cls(relative_to(path, root), path.stat().st_size)
+
+    @classmethod
+    def whole(cls, path: Path, name: str) -> OutputFile:
+        """Describe the file at `path`, to be found as `name`, by its content."""
         status = path.stat()
-        return cls(name, status.st_size, status.st_mtime_ns if timed else 0)
+        return cls(name, status.st_size, status.st_mtime_ns, _sha256(path))
 
     def is_there(self, root: Path) -> bool:
-        """Whether the file is as it was published."""
+        """Whether the file is as it was published; its content counts if its time changed."""
+        path = root / self.path
         try:
-            status = (root / self.path).stat()
+            status = path.stat()
+            if status.st_size != self.size:
+                return False
+            same_time = self.mtime_ns in (0, status.st_mtime_ns)
+            return same_time or _sha256(path) == self.sha256
         except OSError:
             return False
-        return status.st_size == self.size and self.mtime_ns in (0, status.st_mtime_ns)
 
 
 def _sha256(path: Path) -> str:
@@ -181,7 +189,7 @@ class Published:
     outputs : tuple of OutputFile
         Files in BIDS places.
     stored : tuple of OutputFile
-        Files of the version: its Zarr group, and what the BIDS files are copies of.
+        Files of the version's Zarr group.
     software : dict
         Versions.
     created : str

@@ -26,7 +26,6 @@ from fusionflow.runner import (
     Failed,
     Fused,
     LeftOut,
-    Mended,
     Planned,
     Started,
     Unchanged,
@@ -98,8 +97,6 @@ class Display:
                     )
         elif isinstance(event, Unchanged):
             self._say(f"same   {escape(event.label)}  as it was made before")
-        elif isinstance(event, Mended):
-            self._say(f"mended {escape(event.label)}  its files were put back in their places")
         elif isinstance(event, LeftOut):
             self._say(f"[yellow]not in the summary[/] {escape(event.label)}  {escape(event.why)}")
             return

@@ -17,7 +17,7 @@ import distributed
 import xarray as xr
 
 from fusionflow import clusters, cohort, graph
-from fusionflow.commit import export
+from fusionflow.commit import publish_scan
 from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, FusionflowError, NoScansError, StoreError
 from fusionflow.io.bids import Excluded, Scan, discover
@@ -30,7 +30,6 @@ from fusionflow.ledger import (
     Published,
     discard,
     fingerprint,
-    publishing,
     read_published,
     sweep,
     write_index,
@@ -88,13 +87,6 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
-class Mended:
-    """A scan was made before, and its files were put back in their places."""
-
-    label: str
-
-
-@dataclass(frozen=True)
 class Fused:
     """A scan was published; `why` says why it was made again, None that it is new."""
 
@@ -117,7 +109,7 @@ class Failed:
     failure: Failure
 
 
-Event: TypeAlias = Planned | Started | Unchanged | Mended | Fused | Failed | LeftOut
+Event: TypeAlias = Planned | Started | Unchanged | Fused | Failed | LeftOut
 
 
 @dataclass
@@ -257,14 +249,7 @@ def _summarise(
         If the group level is run alone and scans were made in different ways.
     """
     present = {scan.label for scan in discover(source).scans}
-    try:
-        report.summary, report.left_out = cohort.write_summary(
-            paths, present=present, request=request
-        )
-    except NoScansError:
-        if request is None:
-            raise
-        cohort.remove_summary(paths)  # what it says is no longer so
+    report.summary, report.left_out = cohort.write_summary(paths, present=present, request=request)
     for label, why in report.left_out.items():
         tell(LeftOut(label, why))
 
@@ -349,10 +334,7 @@ class _CohortRun:
                 yield job
 
     def _why_not_done(self, scan: Scan) -> str | None:
-        """Say why a scan is to be fused: None if it is new, `_NOTHING` if it is not.
-
-        What is done but for its files in BIDS places is mended here.
-        """
+        """Say why a scan is to be fused: None if it is new, `_NOTHING` if it is not to be."""
         paths, label = self.paths, scan.label
         try:
             record = read_published(paths, label)
@@ -363,15 +345,11 @@ class _CohortRun:
         why = record.why_not(self.request, self.source, (scan.t1w, scan.pet), scan.frame_durations)
         if why is not None:
             return why
-        lost = [item.path for item in record.stored if not item.is_there(paths.root)]
-        if lost:
-            return f"{lost[0]} is missing or damaged"
-        if all(item.is_there(paths.root) for item in record.outputs):
-            self.tell(Unchanged(label))
-        else:
-            with publishing(paths, label):
-                export(paths, record)
-            self.tell(Mended(label))
+        for item in (*record.stored, *record.outputs):
+            if not item.is_there(paths.root):
+                return f"{item.path} is missing or damaged"
+        paths.failure(label).unlink(missing_ok=True)  # of an attempt that asked for something else
+        self.tell(Unchanged(label))
         return _NOTHING
 
     def _plan(self, scan: Scan) -> Job:
@@ -397,7 +375,12 @@ class _CohortRun:
         """Record how a scan ended."""
         label = job.scan.label
         if future.status == "finished":
-            record: Published = future.result()
+            try:
+                record = publish_scan(job, future.result())
+            except FusionflowError as error:
+                discard(job.staging)
+                self._fail_of(label, error)
+                return
             self.report.fused.append(record)
             self.tell(Fused(record, self.why.get(label)))
             return

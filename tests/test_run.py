@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 import fusionflow as ff
-from fusionflow import clusters, graph, metrics, runner
+from fusionflow import clusters, commit, graph, metrics, runner, stages
 from fusionflow.config import METHODS, ClusterOptions, RunConfig, Wavelet
 from fusionflow.errors import (
     ConfigurationError,
@@ -26,6 +26,7 @@ from fusionflow.errors import (
     StoreError,
 )
 from fusionflow.io import store
+from fusionflow.io.bids import discover
 from fusionflow.ledger import OutputPaths
 from fusionflow.phantom import COHORT, write_cohort
 
@@ -147,7 +148,7 @@ class TestCohort:
             phantom_bids, OutputPaths(tmp_path), config(), graph.make_recipe(config().method),
             lambda _: None, runner.RunReport(),
         )  # fmt: skip
-        found = runner.discover(phantom_bids)
+        found = discover(phantom_bids)
         jobs = list(run._planned(iter(found.scans)))
         assert all(len(original(job).dask) <= 14 for job in jobs)
 
@@ -312,7 +313,7 @@ class TestAgain:
         assert times == {p: p.stat().st_mtime_ns for p in (out / "scans").rglob("*") if p.is_file()}
 
     def test_only_what_changed_runs(self, fused, phantom_bids, client, tmp_path):
-        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        out = shutil.copytree(fused[0], tmp_path / "out")
         # Another place and, as `cp` leaves them, other times: what counts is the content.
         bids = shutil.copytree(phantom_bids, tmp_path / "bids", copy_function=shutil.copyfile)
         pet = bids / "sub-03/ses-baseline/pet/sub-03_ses-baseline_trc-FDG_pet.nii.gz"
@@ -325,29 +326,45 @@ class TestAgain:
         assert why == "sub-03/ses-baseline/pet/sub-03_ses-baseline_trc-FDG_pet.nii.gz changed"
         assert len(again.unchanged) == 3
 
-    def test_a_lost_file_is_put_back_without_fusing(self, fused, phantom_bids, tmp_path):
-        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
-        name = "sub-02/ses-baseline/fused/sub-02_ses-baseline_fused.nii.gz"
-        before = (out / name).read_bytes()
-        (out / name).unlink()
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            Path.unlink,
+            lambda path: path.write_bytes(path.read_bytes()[:-1]),
+            lambda path: path.write_bytes(path.read_bytes()[:-9] + b"same size"),
+        ],
+        ids=["gone", "cut", "edited in place"],
+    )
+    @pytest.mark.parametrize("suffix", [".nii.gz", ".json"])
+    def test_a_damaged_file_is_made_again(
+        self, fused, phantom_bids, client, tmp_path, damage, suffix
+    ):
+        out = shutil.copytree(fused[0], tmp_path / "out")
+        name = f"sub-02/ses-baseline/fused/sub-02_ses-baseline_fused{suffix}"
+        damage(out / name)
         events = []
-        again = ff.run(phantom_bids, out, config(), on_event=events.append)
-        assert not again.fused
-        assert [e.label for e in events if isinstance(e, runner.Mended)] == ["sub-02_ses-baseline"]
-        assert (out / name).read_bytes() == before
+        again = ff.run(phantom_bids, out, config(), client=client, on_event=events.append)
+        assert [record.label for record in again.fused] == ["sub-02_ses-baseline"]
+        why = next(event.why for event in events if isinstance(event, runner.Fused))
+        assert why == f"{name} is missing or damaged"
+        assert (out / name).read_bytes() == (fused[0] / name).read_bytes()
+        assert not ff.run(phantom_bids, out, config()).fused
 
-    def test_a_file_of_another_method_is_replaced(self, fused, phantom_bids, client, tmp_path):
+    def test_a_copy_without_times_is_left_alone(self, fused, phantom_bids, tmp_path):
+        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copyfile)
+        assert ff.run(phantom_bids, out, config()).unchanged == LABELS
+
+    def test_files_of_another_method_are_replaced(self, fused, phantom_bids, client, tmp_path):
         """As after a crash between publishing and putting the files in place."""
-        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        out = shutil.copytree(fused[0], tmp_path / "out")
         other = ff.run(
             phantom_bids, tmp_path / "other", config("maximum"), client=client,
             participant_labels=["02"],
         )  # fmt: skip
-        name = other.fused[0].outputs[-1].path
-        assert name.endswith(".png") or name.endswith(".gz") or name.endswith(".json")
+        assert len(other.fused[0].outputs) == 3
         for item in other.fused[0].outputs:
             shutil.copyfile(tmp_path / "other" / item.path, out / item.path)
-        ff.run(phantom_bids, out, config())
+        ff.run(phantom_bids, out, config(), client=client)
         for item in other.fused[0].outputs:
             assert (out / item.path).read_bytes() == (fused[0] / item.path).read_bytes()
 
@@ -357,28 +374,62 @@ class TestAgain:
             lambda version: shutil.rmtree(version / "fused"),
             lambda version: (version / "fused/c/0/0/0").write_bytes(b"x"),
             lambda version: (version / "zarr.json").unlink(),
+            lambda version: (version / "zarr.json").write_text("{}"),
+            lambda version: (version / "fused/zarr.json").write_text(""),
             shutil.rmtree,
         ],
-        ids=["no fused", "cut shard", "no metadata", "nothing"],
+        ids=["no fused", "cut shard", "no metadata", "other metadata", "empty metadata", "nothing"],
     )
     def test_a_damaged_version_is_made_again(self, fused, phantom_bids, client, tmp_path, damage):
-        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        out = shutil.copytree(fused[0], tmp_path / "out")
         label = "sub-02_ses-baseline"
         damage(out / "scans" / label / ff.open_cohort(out).record(label).version)
         events = []
         again = ff.run(phantom_bids, out, config(), client=client, on_event=events.append)
         assert [record.label for record in again.fused] == [label]
         assert "missing or damaged" in next(e.why for e in events if isinstance(e, runner.Fused))
+        self.assert_as_before(fused[0], out, label)
+        assert leftovers(out) == []
+        assert not ff.run(phantom_bids, out, config()).fused
+
+    def test_damage_that_keeps_the_size_is_seen_by_readers_and_mended(
+        self, fused, phantom_bids, client, tmp_path
+    ):
+        out = shutil.copytree(fused[0], tmp_path / "out")
+        label = "sub-02_ses-baseline"
+        shard = out / "scans" / label / ff.open_cohort(out).record(label).version / "fused/c/0/0/0"
+        content = bytearray(shard.read_bytes())
+        content[200:260] = bytes(60)
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match="checksum"):
+            ff.open_cohort(out).scan(label).fused.values  # noqa: B018
+        (out / "scans" / label / "current.json").unlink()
+        ff.run(phantom_bids, out, config(), client=client)
+        self.assert_as_before(fused[0], out, label)
+
+    @staticmethod
+    def assert_as_before(before, out, label):
         np.testing.assert_array_equal(
             ff.open_cohort(out).scan(label).fused.values,
-            ff.open_cohort(fused[0]).scan(label).fused.values,
+            ff.open_cohort(before).scan(label).fused.values,
         )
-        assert leftovers(out) == []
+
+    def test_a_run_that_made_nothing_leaves_the_summary_of_another(
+        self, fused, phantom_bids, client, tmp_path
+    ):
+        out = shutil.copytree(fused[0], tmp_path / "out")
+        deep = config("dwt-max", transform=Wavelet(levels=8))
+        report = ff.run(phantom_bids, out, deep, client=client)
+        assert len(report.failed) == 4
+        assert report.summary is None
+        assert (out / "group_metrics.tsv").read_bytes() == (
+            fused[0] / "group_metrics.tsv"
+        ).read_bytes()
 
     def test_scans_made_another_way_are_left_out_of_the_summary(
         self, fused, phantom_bids, client, tmp_path
     ):
-        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        out = shutil.copytree(fused[0], tmp_path / "out")
         report = ff.run(
             phantom_bids, out, config("dwt-max"), client=client, participant_labels=["02"]
         )
@@ -391,8 +442,8 @@ class TestAgain:
     def test_a_subject_that_is_gone_or_failed_is_left_out_of_the_summary(
         self, fused, phantom_bids, client, tmp_path
     ):
-        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
-        bids = shutil.copytree(phantom_bids, tmp_path / "bids", copy_function=shutil.copy2)
+        out = shutil.copytree(fused[0], tmp_path / "out")
+        bids = shutil.copytree(phantom_bids, tmp_path / "bids")
         shutil.rmtree(bids / "sub-03")
         t1w = bids / "sub-02/ses-baseline/anat/sub-02_ses-baseline_T1w.nii.gz"
         t1w.write_bytes(b"damaged")
@@ -405,6 +456,34 @@ class TestAgain:
         table = (out / "group_scans.tsv").read_text()
         assert "sub-01" in table
         assert "sub-03" not in table
+
+
+class TestTasksThatRunTwice:
+    """A worker may die after any step, and the scheduler runs the task again."""
+
+    def test_every_task_of_a_scan(self, fused, phantom_bids, tmp_path):
+        scan = next(s for s in discover(phantom_bids).scans if s.label == "sub-02_ses-baseline")
+        run = runner._CohortRun(
+            phantom_bids, OutputPaths(tmp_path), config(), graph.make_recipe(config().method),
+            lambda _: None, runner.RunReport(),
+        )  # fmt: skip
+        (job,) = run._planned(iter([scan]))
+        staged = stages.stage_scan(job)
+        assert stages.stage_scan(job).version == staged.version
+        slabs = []
+        for start, stop in job.layout.slabs:
+            bands = stages.decompose_staged(job, staged, start, stop)
+            fused_bands = stages.fuse_slab(bands, job.recipe)
+            slabs.append(stages.reconstruct_staged(job, fused_bands, start, stop))
+        commit.commit_slabs(job, staged, slabs)
+        stages.reconstruct_staged(job, fused_bands, start, stop)  # what it reads is still there
+        record = commit.publish_scan(job, commit.commit_slabs(job, staged, slabs))
+        assert record.version == ff.open_cohort(fused[0]).record(record.label).version
+        np.testing.assert_array_equal(
+            ff.open_cohort(tmp_path).scan(record.label).fused.values,
+            ff.open_cohort(fused[0]).scan(record.label).fused.values,
+        )
+        assert leftovers(tmp_path) == []
 
 
 class TestLargeVolumes:
@@ -448,7 +527,7 @@ class TestTrouble:
         assert len(list(out.iterdir())) == 1
 
     def test_what_a_killed_run_left_is_swept(self, fused, phantom_bids, client, tmp_path):
-        out = shutil.copytree(fused[0], tmp_path / "out", copy_function=shutil.copy2)
+        out = shutil.copytree(fused[0], tmp_path / "out")
         killed = subprocess.run(
             [sys.executable, "-c", "import os; print(os.getpid())"],
             capture_output=True,

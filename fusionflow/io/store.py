@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from fusionflow.errors import StoreError
 from fusionflow.schema import Variable
@@ -102,7 +102,11 @@ def create_group(path: Path, layout: Layout, variables: Mapping[str, Variable]) 
             chunks=(layout.slab, *layout.shape[1:]),
             shards=(layout.shard, *layout.shape[1:]),
             dtype=variable.dtype,
-            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"),
+            # The checksum makes a reader notice damage that leaves the size as it was.
+            compressors=(
+                BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"),
+                Crc32cCodec(),
+            ),
             dimension_names=variable.dims,
             attributes={"units": variable.units, "long_name": variable.doc},
         )
