@@ -23,15 +23,16 @@ from fusionflow.conventions import convention as named_convention
 from fusionflow.errors import ConfigurationError, FusionflowError, GridError, InputError
 from fusionflow.graph import make_recipe
 from fusionflow.images import (
-    SUFFIXES,
     Colour,
     Sources,
     find_pair_folders,
     fuse_slices,
+    pictures_in,
     read_pair,
     read_rgb,
 )
 from fusionflow.quality import assess, eight_bit
+from fusionflow.stages import Recipe
 from fusionflow.subbands import FloatArray
 
 #: Runs of every method that are timed, after one that is not.
@@ -136,7 +137,8 @@ def run_benchmark(
     pairs : mapping of str to Sources
         Name -> sources.
     methods : sequence of Method
-        What to run. One whose weights are not there is reported in `not_run`.
+        What to run. One whose weights are not there, or that fails on a pair, is reported in
+        `not_run`.
     scores_of : mapping of str to Path, optional
         Name -> folder of fused pictures made elsewhere, named as the pairs are.
     convention : str, optional
@@ -149,7 +151,8 @@ def run_benchmark(
     Raises
     ------
     InputError
-        If a folder of fused pictures lacks one, or has one of another size.
+        If a folder of fused pictures lacks one, or has one of another size, or if no method can
+        run.
     ConfigurationError
         If a name is taken twice, or there is no such convention.
     """
@@ -163,7 +166,8 @@ def run_benchmark(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigurationError(f"{', '.join(twice)}: a name stands for one method or folder")
-    recipes, not_run = {}, {}
+    recipes: dict[str, Recipe] = {}
+    not_run: dict[str, str] = {}
     for method in methods:
         try:
             recipes[method.name] = make_recipe(method)
@@ -171,17 +175,27 @@ def run_benchmark(
             not_run[method.name] = str(error)
             tell(f"{method.name} does not run: {error}")
     fused: dict[tuple[str, str], FloatArray] = {}
+    for name, recipe in list(recipes.items()):  # warms up, too
+        tell(f"fusing with {name}")
+        try:
+            for pair, sources in pairs.items():
+                fused[name, pair] = fuse_slices(sources.mri[None], sources.pet[None], recipe)[0]
+        except FusionflowError as error:
+            not_run[name] = f"{pair}: {error}"
+            tell(f"{name} stops at {pair}: {error}")
+            del recipes[name]
+            fused = {key: image for key, image in fused.items() if key[0] != name}
+    if not recipes and not elsewhere:
+        why = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
+        raise InputError(f"No method can run: {why}")
     times: dict[str, list[float]] = {name: [] for name in recipes}
-    for repeat in range(repeats + 1):
-        tell("warming up" if repeat == 0 else f"timed run {repeat} of {repeats}")
+    for repeat in range(1, repeats + 1):
+        tell(f"timed run {repeat} of {repeats}")
         for name, recipe in recipes.items():
             start = time.perf_counter()
-            for pair, sources in pairs.items():
-                image = fuse_slices(sources.mri[None], sources.pet[None], recipe)[0]
-                if repeat == 0:
-                    fused[name, pair] = image
-            if repeat:
-                times[name].append((time.perf_counter() - start) / len(pairs))
+            for sources in pairs.values():
+                fuse_slices(sources.mri[None], sources.pet[None], recipe)
+            times[name].append((time.perf_counter() - start) / len(pairs))
     fused |= {(name, pair): image for name in elsewhere for pair, image in elsewhere[name].items()}
     rows = []
     for (name, pair), image in fused.items():
@@ -200,7 +214,7 @@ def run_benchmark(
 
 def _read_fused(name: str, folder: Path, pairs: Mapping[str, Sources]) -> dict[str, FloatArray]:
     """Read fused pictures made elsewhere; colour ones as luminance."""
-    there = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    there = pictures_in(folder)
     missing = [pair for pair in pairs if pair not in there]
     if missing:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from fusionflow.config import Method
 
 EXIT_SOME_FAILED = 3
+EXIT_NOTHING_RAN = 4
 
 OFFLINE = click.option(
     "--offline",
@@ -158,10 +160,19 @@ def image(
     from fusionflow import images
     from fusionflow.errors import FusionflowError
     from fusionflow.graph import make_recipe
+    from fusionflow.ledger import write_bytes
     from fusionflow.luts import read_table
 
+    if lut and colour in ("luminance", "grey"):
+        raise click.UsageError(f"--lut tells uptake; with --colour {colour} it has no use")
+    if mri.is_dir() and output.exists() and not output.is_dir():
+        raise click.UsageError(f"{output} is a file; for folders of pictures name a folder")
+    if not mri.is_dir() and (output.is_dir() or output.suffix.lower() != ".png"):
+        raise click.UsageError(f"{output} is not the name of a PNG file")
     table = read_table(lut) if lut else None
     recipe = make_recipe(_methods((method,), weights)[0])
+    if weights and recipe.weights is None:
+        raise click.UsageError(f"Method {method} reads no network, so --weights means nothing")
     if recipe.weights is not None:
         warn = "WARNING " if recipe.weights.is_random else ""
         click.echo(f"{warn}weights of {recipe.weights.backbone}: {recipe.weights.description}")
@@ -178,12 +189,13 @@ def image(
         picture = images.coloured(fused, sources)
         shown = [images.read_rgb(pair.mri), sources.pet_rgb, picture] if compare else [picture]
         target = output / f"{pair.name}.png" if mri.is_dir() else output
-        target.parent.mkdir(parents=True, exist_ok=True)
-        images.side_by_side([np.asarray(item) for item in shown]).save(target)
+        buffer = io.BytesIO()
+        images.side_by_side([np.asarray(item) for item in shown]).save(buffer, "PNG")
+        write_bytes(target, buffer.getvalue())
         how = f"uptake from {sources.table}" if sources.table else sources.colour
         click.echo(f"fused  {target}  ({how})")
     if failed:
-        sys.exit(EXIT_SOME_FAILED)
+        sys.exit(EXIT_NOTHING_RAN if failed == len(pairs) else EXIT_SOME_FAILED)
 
 
 def _named_folder(
@@ -195,6 +207,8 @@ def _named_folder(
         name, _, folder = item.partition("=")
         if not name or not Path(folder).is_dir():
             raise click.BadParameter(f"{item!r} is not NAME=FOLDER of a folder that is there")
+        if name in folders:
+            raise click.BadParameter(f"{name} is given twice")
         folders[name] = Path(folder)
     return folders
 
@@ -250,7 +264,11 @@ def benchmark(
 
     from fusionflow import benchmark as bench
     from fusionflow.benchmark_report import ordered, paper_table, write_report
+    from fusionflow.conventions import CONVENTIONS
 
+    if convention and convention not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise click.UsageError(f"No convention is called {convention!r}; known are {known}")
     if (folder / "index.json").is_file():
         pairs = bench.pairs_of_cohort(folder)
     else:
@@ -263,7 +281,8 @@ def benchmark(
         repeats=repeats,
         tell=lambda line: click.echo(line, err=True),
     )
-    title = f"{len(pairs)} pairs of {folder.name}" + (f", {convention}" if convention else "")
+    count = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+    title = f"{count} of {folder.name}" + (f", {convention}" if convention else "")
     paths = write_report(result, output, title)
     table = ordered(result.table)
     for shown in (table.iloc[:, :9], paper_table(table)):

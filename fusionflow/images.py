@@ -27,6 +27,7 @@ ByteImage: TypeAlias = npt.NDArray[np.uint8]
 Colour: TypeAlias = Literal["uptake", "luminance", "grey"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 #: Names that folders of MRI pictures, and of what is fused with them, go by.
 MRI_FOLDERS = ("mri", "mr", "t1", "t1w")
 PET_FOLDERS = ("pet", "spect", "pt", "fdg")
@@ -78,7 +79,7 @@ def find_pairs(mri: Path, pet: Path) -> list[PicturePair]:
         raise InputError(f"{mri} and {pet} are not both pictures or both folders")
     if not mri.is_dir():
         return [PicturePair(mri.stem, mri, pet)]
-    ours, theirs = _pictures(mri), _pictures(pet)
+    ours, theirs = pictures_in(mri), pictures_in(pet)
     both = sorted(ours.keys() & theirs.keys(), key=_natural)
     if not both:
         raise NoScansError(
@@ -107,8 +108,22 @@ def find_pair_folders(folder: Path) -> list[PicturePair]:
     return find_pairs(mri[0], pet[0])
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+def pictures_in(folder: Path) -> dict[str, Path]:
+    """Return the pictures of a folder by name without suffix.
+
+    Raises
+    ------
+    InputError
+        If two have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        if path.stem in found:
+            raise InputError(f"{found[path.stem]} and {path} have one name", "Remove one of them")
+        found[path.stem] = path
+    return found
 
 
 def _natural(name: str) -> tuple[int, int | str, str]:
@@ -125,14 +140,19 @@ def read_rgb(path: Path) -> ByteImage:
     """
     try:
         with Image.open(path) as picture:
-            if picture.mode not in ("L", "LA", "P", "RGB", "RGBA", "1"):
-                raise ImageError(
-                    f"{path} has mode {picture.mode}, not 8 bits grey or colour",
-                    "Convert it to an 8-bit PNG; fuse volumes with `fusionflow run`",
-                )
-            return np.asarray(picture.convert("RGB"))
+            picture.load()
+            mode = picture.mode
+            rgba = np.asarray(picture.convert("RGBA")) if mode in _EIGHT_BITS else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"Cannot read the picture {path}: {error}") from error
+    if rgba is None:
+        raise ImageError(
+            f"{path} has mode {mode}, not 8 bits grey or colour",
+            "Convert it to an 8-bit PNG; fuse volumes with `fusionflow run`",
+        )
+    # What is transparent shows the background, which is black in these pictures.
+    opaque = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * opaque + 127) // 255).astype(np.uint8)
 
 
 def read_pair(
@@ -170,7 +190,7 @@ def read_pair(
     if chosen != "uptake":
         return Sources(mri, colours.luminance(pet_rgb), pet_rgb, chosen)
     try:
-        table = table or colours.recognise(pet_rgb).table
+        table = colours.recognise(pet_rgb, None if table is None else [table]).table
     except InputError as error:
         raise InputError(f"{pair.pet}: {error.message}", error.mend) from error
     return Sources(mri, colours.uptake(pet_rgb, table), pet_rgb, "uptake", table.name)

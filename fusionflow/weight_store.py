@@ -8,13 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusionflow.backbones import BACKBONES, Backbone, known_backbone, resolve_weights
+from fusionflow.backbones import (
+    BACKBONES,
+    Backbone,
+    build_trunk,
+    known_backbone,
+    resolve_weights,
+)
 from fusionflow.errors import ChecksumError, ConfigurationError, FusionflowError, WeightsError
 from fusionflow.ledger import write_bytes
 from fusionflow.plugins import plugin_names
 from fusionflow.weights import (
     SUMS_FILE,
     WEIGHTS_DIR_VARIABLE,
+    Weights,
     cached_path,
     file_sha256,
     read_sums,
@@ -123,6 +130,8 @@ def stage(folder: Path, names: Sequence[str], source: Path | None = None) -> Ite
         raise ConfigurationError(
             f"{source} belongs to one backbone, not to {len(names)}", "Name the one that it is for"
         )
+    if source is not None:
+        _check_file(source, names[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,6 +158,14 @@ def stage(folder: Path, names: Sequence[str], source: Path | None = None) -> Ite
         text = "".join(f"{digest}  {file}\n" for file, digest in sorted(sums.items()))
         write_bytes(folder / SUMS_FILE, text.encode())
         yield target
+
+
+def _check_file(path: Path, name: str) -> None:
+    """Refuse a file that a run would refuse later, on a machine where nobody looks."""
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ConfigurationError(f"{path} is neither a .safetensors nor a .pth file")
+    first = next(iter(known_backbone(name).taps))
+    build_trunk(Weights(name, file_sha256(path), path), (first,))
 
 
 @dataclass(frozen=True)

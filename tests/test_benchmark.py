@@ -100,6 +100,20 @@ class TestTrouble:
         with pytest.raises(ConfigurationError, match="mri: a name stands for one"):
             benchmark.run_benchmark(pairs, few("mri"), {"mri": elsewhere})
 
+    def test_a_method_that_fails_on_one_pair_does_not_stop_the_others(self, pairs):
+        tiny = np.random.default_rng(0).random((2, 14, 14), dtype=np.float32)
+        small = Sources(*tiny, np.zeros((14, 14, 3), np.uint8), "grey")
+        result = benchmark.run_benchmark(
+            {**pairs, "tiny": small}, few("laplacian", "average"), repeats=1
+        )
+        assert list(result.table.index) == ["average"]
+        assert result.not_run["laplacian"].startswith("tiny: Slices of 14 x 14 pixels")
+
+    def test_no_method_that_can_run(self, pairs, monkeypatch, tmp_path):
+        monkeypatch.setenv("FUSIONFLOW_WEIGHTS_DIR", str(tmp_path))
+        with pytest.raises(InputError, match="No method can run: dwt-vgg19: No weights"):
+            benchmark.run_benchmark(pairs, few("dwt-vgg19"))
+
     def test_no_pairs(self):
         with pytest.raises(InputError, match="no pairs"):
             benchmark.run_benchmark({}, few("mri"))

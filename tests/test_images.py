@@ -19,7 +19,7 @@ SIZE = 64
 def head():
     """A grey anatomy and uptake with a hot focus in a warm surrounding, (y, x) each."""
     y, x = np.mgrid[:SIZE, :SIZE] / (SIZE - 1) - 0.5
-    inside = (x**2 + y**2) < 0.2
+    inside = (x**2 + y**2) < 0.12
     mri = np.where(inside, 0.45 + 0.25 * np.sin(30 * x) * np.cos(26 * y), 0)
     uptake = np.where(inside, 0.5, 0)
     focus = ((x - 0.1) ** 2 + (y + 0.05) ** 2) < 0.006
@@ -113,11 +113,26 @@ class TestPairs:
         with pytest.raises(ImageError, match=r"Cannot read the picture .*x\.png"):
             images.read_rgb(path)
 
+    def test_what_is_transparent_is_black(self, tmp_path):
+        rgba = np.full((9, 9, 4), 255, np.uint8)
+        rgba[:4, :, 3] = 0  # white, but not to be seen
+        path = tmp_path / "x.png"
+        Image.fromarray(rgba).save(path)
+        rgb = images.read_rgb(path)
+        assert (rgb[:4] == 0).all()
+        assert (rgb[4:] == 255).all()
+
+    def test_two_pictures_of_one_name(self, pair):
+        (pair / "MRI" / "7.jpg").write_bytes((pair / "MRI" / "7.png").read_bytes())
+        with pytest.raises(InputError, match=r"7\.jpg and .*7\.png have one name"):
+            images.find_pair_folders(pair)
+
     def test_sixteen_bits_are_not_cut(self, tmp_path):
         path = tmp_path / "x.png"
         Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(path)
-        with pytest.raises(ImageError, match="not 8 bits"):
+        with pytest.raises(ImageError, match="not 8 bits") as error:
             images.read_rgb(path)
+        assert "Cannot read" not in str(error.value)
 
 
 class TestCommand:
@@ -147,3 +162,35 @@ class TestCommand:
         assert "--colour luminance" in result.output
         assert [path.name for path in out.iterdir()] == ["7.png"]
         assert images.read_rgb(out / "7.png").shape == (SIZE, 3 * SIZE + 8, 3)
+
+    @pytest.mark.parametrize(
+        ("output", "options", "message"),
+        [
+            ("x.xyz", [], "not the name of a PNG file"),
+            (".", [], "not the name of a PNG file"),
+            ("x.png", ["--colour", "grey", "--lut", "LUT"], "has no use"),
+            ("x.png", ["--weights", "random:0"], "reads no network"),
+        ],
+    )
+    def test_wrong_usage(self, pair, tmp_path, output, options, message):
+        lut = tmp_path / "lut.csv"
+        lut.write_text("0,0,0\n255,255,255\n")
+        result = CliRunner().invoke(
+            main,
+            ["image", str(pair / "MRI/7.png"), str(pair / "PET/7.png"), "--method", "maximum",
+             "-o", str(tmp_path / output), *(str(lut) if o == "LUT" else o for o in options)],
+        )  # fmt: skip
+        assert result.exit_code == 2
+        assert message in result.output
+
+    def test_a_table_that_is_not_the_pictures(self, pair, tmp_path):
+        lut = tmp_path / "lut.csv"
+        lut.write_text("0,0,0\n0,255,0\n")
+        result = CliRunner().invoke(
+            main,
+            ["image", str(pair / "MRI/7.png"), str(pair / "PET/7.png"), "--method", "maximum",
+             "-o", str(tmp_path / "x.png"), "--lut", str(lut)],
+        )  # fmt: skip
+        assert result.exit_code == 4
+        assert "No known colour table explains the image: lut is nearest" in result.output
+        assert not (tmp_path / "x.png").exists()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from fusionflow import weight_store
 from fusionflow.backbones import BACKBONES, resolve_weights
 from fusionflow.cli import main
-from fusionflow.errors import ChecksumError, ConfigurationError
+from fusionflow.errors import ChecksumError, ConfigurationError, WeightsError
 from fusionflow.weights import SUMS_FILE, file_sha256
 
 
@@ -79,6 +79,18 @@ def test_stage_a_file_of_ones_own(cache, own_file, tmp_path, monkeypatch):
 def test_a_file_belongs_to_one_backbone(own_file, tmp_path, names):
     with pytest.raises(ConfigurationError, match="belongs to one backbone"):
         list(weight_store.stage(tmp_path / "staged", names, own_file))
+    assert not (tmp_path / "staged").exists()
+
+
+def test_a_file_that_a_run_would_refuse_is_not_staged(tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("no weights")
+    with pytest.raises(ConfigurationError, match=r"neither a \.safetensors nor a \.pth"):
+        list(weight_store.stage(tmp_path / "staged", ["vgg19"], text))
+    other = tmp_path / "other.safetensors"
+    save_file({"features.0.weight": torch.zeros(64, 3, 11, 11)}, other)
+    with pytest.raises(WeightsError, match=r"features\.0\.weight of shape"):
+        list(weight_store.stage(tmp_path / "staged", ["vgg19"], other))
     assert not (tmp_path / "staged").exists()
 
 
