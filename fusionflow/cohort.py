@@ -13,7 +13,15 @@ import numpy as np
 import xarray as xr
 
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
-from fusionflow.ledger import Failure, OutputPaths, Published, gather_index, read_index, write_bytes
+from fusionflow.ledger import (
+    Failure,
+    OutputPaths,
+    Published,
+    gather_index,
+    locked,
+    read_index,
+    write_bytes,
+)
 from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
 
 #: Affines that differ by less are one grid, mm.
@@ -271,20 +279,22 @@ _TABLES = ("group_metrics.tsv", "group_scans.tsv")
 
 
 def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:
+    """Replace ``group.zarr``: between two renames, so a reader may have to open it again."""
     aside = paths.root / f".group-{uuid.uuid4().hex[:8]}"
     old = aside.with_suffix(".old")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             summary.to_zarr(aside, zarr_format=3, consolidated=True)
-        if paths.group_store.exists():
-            paths.group_store.rename(old)
-        try:
-            aside.rename(paths.group_store)
-        except OSError:
-            if old.exists() and not paths.group_store.exists():
-                old.rename(paths.group_store)
-            raise
+        with locked(paths.scans):
+            if paths.group_store.exists():
+                paths.group_store.rename(old)
+            try:
+                aside.rename(paths.group_store)
+            except OSError:
+                if old.exists():
+                    old.rename(paths.group_store)
+                raise
     except OSError as error:
         raise StoreError(
             f"Cannot write {paths.group_store}: {error.strerror or error}",

@@ -30,8 +30,8 @@ from fusionflow.ledger import (
     OutputFile,
     Published,
     discard,
+    locked,
     publish,
-    publishing,
     relative_to,
 )
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
@@ -202,7 +202,7 @@ def publish_scan(job: Job, record: Published) -> Published:
     folder = relative_folder(scan.subject, scan.session)
     files = sorted((job.staging / "files").iterdir())
     try:
-        with publishing(paths, scan.label):
+        with locked(paths.scan(scan.label)):
             group = _put_group(job, record.version)
             record = replace(
                 record,

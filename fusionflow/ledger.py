@@ -406,16 +406,16 @@ def relative_to(path: Path, root: Path) -> str:
 
 
 @contextlib.contextmanager
-def publishing(paths: OutputPaths, label: str) -> Iterator[None]:
-    """Hold a scan while it is published: a second run at the same time waits its turn.
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder while it is changed: a second run at the same time waits its turn.
 
     On a file system without locks it goes on, with a warning.
     """
-    with (paths.scan(label) / "lock").open("a") as stream:
+    with (folder / "lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): let only one run write it", label, error)
+            logger.warning("%s cannot be locked (%s): let only one run write it", folder, error)
         yield
 
 
