@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from runs import config
+
+import fusionflow as ff
+from fusionflow import clusters
+from fusionflow.config import ClusterOptions
+from fusionflow.phantom import write_cohort
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -29,3 +35,27 @@ def vgg19_weights(shared):
     if not path.is_file():
         pytest.skip(f"no {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def phantom_bids(tmp_path_factory):
+    """Four small scans of three subjects."""
+    folder = tmp_path_factory.mktemp("phantom") / "bids"
+    write_cohort(folder, shape=(47, 56, 41))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def client():
+    """Two worker processes of one thread each."""
+    with clusters.connect(ClusterOptions(n_workers=2)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def fused(phantom_bids, client, tmp_path_factory):
+    """The phantom cohort, fused with dwt-vgg19 on random weights."""
+    out = tmp_path_factory.mktemp("fused") / "out"
+    events = []
+    report = ff.run(phantom_bids, out, config(), client=client, on_event=events.append)
+    return out, report, events
