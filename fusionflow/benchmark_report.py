@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from fusionflow.benchmark import PAPER, Benchmark
-from fusionflow.ledger import write_bytes
+from fusionflow.io.files import write_bytes
 from fusionflow.quality import QUALITIES
 from fusionflow.subbands import FloatArray
 

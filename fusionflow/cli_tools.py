@@ -160,7 +160,7 @@ def image(
     from fusionflow import images
     from fusionflow.errors import FusionflowError
     from fusionflow.graph import make_recipe
-    from fusionflow.ledger import write_bytes
+    from fusionflow.io.files import write_bytes
     from fusionflow.luts import read_table
 
     if lut and colour in ("luminance", "grey"):

@@ -13,15 +13,8 @@ import numpy as np
 import xarray as xr
 
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
-from fusionflow.ledger import (
-    Failure,
-    OutputPaths,
-    Published,
-    gather_index,
-    locked,
-    read_index,
-    write_bytes,
-)
+from fusionflow.io.files import locked, write_bytes
+from fusionflow.ledger import Failure, OutputPaths, Published, gather_index, read_index
 from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
 
 #: Affines that differ by less are one grid, mm.

@@ -26,14 +26,8 @@ from fusionflow import schema
 from fusionflow.errors import StoreError
 from fusionflow.io import store
 from fusionflow.io.derivatives import relative_folder, sidecar_content, write_scan_files
-from fusionflow.ledger import (
-    OutputFile,
-    Published,
-    discard,
-    locked,
-    publish,
-    relative_to,
-)
+from fusionflow.io.files import discard, locked, relative_to
+from fusionflow.ledger import OutputFile, Published, publish
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
 from fusionflow.stages import FusedSlab, Job, Staged
 from fusionflow.summary import scan_figures

@@ -7,16 +7,9 @@ complete. ``index.json`` gathers these records for quick opening and can always 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import json
 import logging
-import math
 import os
-import shutil
 import socket
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,6 +18,7 @@ from typing import Any
 import psutil
 
 from fusionflow.errors import StoreError
+from fusionflow.io.files import discard, file_sha256, read_json, relative_to, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +95,7 @@ class InputFile:
             status = path.stat()
             if status.st_size != self.size:
                 return False
-            return status.st_mtime_ns == self.mtime_ns or _sha256(path) == self.sha256
+            return status.st_mtime_ns == self.mtime_ns or file_sha256(path) == self.sha256
         except OSError:
             return False
 
@@ -136,7 +130,7 @@ class OutputFile:
     def whole(cls, path: Path, name: str) -> OutputFile:
         """Describe the file at `path`, to be found as `name`, by its content."""
         status = path.stat()
-        return cls(name, status.st_size, status.st_mtime_ns, _sha256(path))
+        return cls(name, status.st_size, status.st_mtime_ns, file_sha256(path))
 
     def is_there(self, root: Path) -> bool:
         """Whether the file is as it was published; its content counts if its time changed."""
@@ -146,14 +140,9 @@ class OutputFile:
             if status.st_size != self.size:
                 return False
             same_time = self.mtime_ns in (0, status.st_mtime_ns)
-            return same_time or _sha256(path) == self.sha256
+            return same_time or file_sha256(path) == self.sha256
         except OSError:
             return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -302,76 +291,6 @@ class Failure:
         return cls(**{key: value for key, value in content.items() if key in known})
 
 
-def fingerprint(*parts: str) -> str:
-    """Return the SHA-256 of texts, in hexadecimal."""
-    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
-
-
-def _encode(value: Any) -> Any:  # noqa: ANN401
-    """Return `value` with what JSON has no word for written as text, and NaN as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:  # noqa: ANN401
-    """Replace a JSON file in one step: a reader finds the old or the new one, whole.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written; the old file is then as it was.
-    """
-    text = json.dumps(_encode(content), indent=indent, allow_nan=False) + "\n"
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file in one step, after its content has reached the disk.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written; the old file is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise StoreError(
-            f"Cannot write {path}: {error.strerror or error}", "Check space and permissions"
-        ) from error
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Return the content of a JSON file, or None where there is none.
-
-    Raises
-    ------
-    StoreError
-        If it is there and cannot be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"Cannot read {path}: {error}", "Remove it and run again") from error
-
-
 def read_published(paths: OutputPaths, label: str) -> Published | None:
     """Return the record of a scan's published version, or None where there is none."""
     return _parse(paths.current(label), read_json(paths.current(label)), Published.from_json)
@@ -398,25 +317,6 @@ def publish(paths: OutputPaths, record: Published) -> None:
     """Commit a scan: from here on its new version is the one that counts."""
     write_json(paths.current(record.label), record.to_json())
     paths.failure(record.label).unlink(missing_ok=True)
-
-
-def relative_to(path: Path, root: Path) -> str:
-    """Return `path` as it is written in records: relative to `root`, with slashes."""
-    return path.relative_to(root).as_posix()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder while it is changed: a second run at the same time waits its turn.
-
-    On a file system without locks it goes on, with a warning.
-    """
-    with (folder / "lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): let only one run write it", folder, error)
-        yield
 
 
 def sweep(paths: OutputPaths, label: str) -> None:
@@ -501,8 +401,3 @@ def read_index(paths: OutputPaths) -> Index:
             f"{paths.root} holds no fused cohort", "Make one: fusionflow run BIDS_DIR OUT_DIR"
         )
     return gather_index(paths)
-
-
-def discard(folder: Path) -> None:
-    """Remove a staging folder, as far as it is there."""
-    shutil.rmtree(folder, ignore_errors=True)

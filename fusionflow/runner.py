@@ -22,19 +22,10 @@ from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, FusionflowError, NoScansError, StoreError
 from fusionflow.io.bids import Excluded, Scan, discover
 from fusionflow.io.derivatives import write_dataset_files
+from fusionflow.io.files import discard, fingerprint, write_json
 from fusionflow.io.nifti import read_header
 from fusionflow.io.store import Layout
-from fusionflow.ledger import (
-    Failure,
-    OutputPaths,
-    Published,
-    discard,
-    fingerprint,
-    read_published,
-    sweep,
-    write_index,
-    write_json,
-)
+from fusionflow.ledger import Failure, OutputPaths, Published, read_published, sweep, write_index
 from fusionflow.placement import advertised
 from fusionflow.stages import Job, Recipe
 from fusionflow.transform import check_levels

@@ -28,8 +28,9 @@ from fusionflow.errors import InputError, StoreError
 from fusionflow.fusion import fuse_subbands
 from fusionflow.io import store
 from fusionflow.io.bids import Scan
+from fusionflow.io.files import discard, fingerprint, relative_to
 from fusionflow.io.nifti import Orientation
-from fusionflow.ledger import InputFile, OutputPaths, discard, fingerprint, relative_to
+from fusionflow.ledger import InputFile, OutputPaths
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
 from fusionflow.subbands import FloatArray, Subbands

@@ -16,14 +16,13 @@ from fusionflow.backbones import (
     resolve_weights,
 )
 from fusionflow.errors import ChecksumError, ConfigurationError, FusionflowError, WeightsError
-from fusionflow.ledger import write_bytes
+from fusionflow.io.files import file_sha256, write_bytes
 from fusionflow.plugins import plugin_names
 from fusionflow.weights import (
     SUMS_FILE,
     WEIGHTS_DIR_VARIABLE,
     Weights,
     cached_path,
-    file_sha256,
     read_sums,
     read_tensors,
     stated_digest,

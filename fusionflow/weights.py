@@ -5,7 +5,6 @@ What travels to a worker is a path and a checksum; the worker checks that it rea
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fusionflow.errors import ChecksumError, ConfigurationError, WeightsError, WeightsNotFoundError
+from fusionflow.io.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -200,12 +200,6 @@ def _download(url: str, path: Path, digest: str) -> str | None:
     except (OSError, RuntimeError) as error:
         return str(error)
     return None
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

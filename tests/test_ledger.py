@@ -19,24 +19,20 @@ from numpy.testing import assert_array_equal
 from strategies import figures, published
 
 from fusionflow.errors import StoreError
+from fusionflow.io.files import discard, fingerprint, read_json, write_bytes, write_json
 from fusionflow.ledger import (
     Failure,
     Index,
     InputFile,
     OutputPaths,
     Published,
-    discard,
-    fingerprint,
     gather_index,
     publish,
     read_failure,
     read_index,
-    read_json,
     read_published,
     scan_labels,
-    write_bytes,
     write_index,
-    write_json,
 )
 from fusionflow.summary import metrics_dataset
 

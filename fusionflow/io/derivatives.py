@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionflow.errors import ConfigurationError, StoreError
+from fusionflow.io.files import read_json, write_bytes, write_json
 from fusionflow.io.nifti import Orientation, write_volume
-from fusionflow.ledger import OutputPaths, read_json, write_bytes, write_json
+from fusionflow.ledger import OutputPaths
 from fusionflow.pictures import mosaic, slices_to_show
 
 BIDS_VERSION = "1.10.0"

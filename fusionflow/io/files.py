@@ -1,0 +1,120 @@
+"""Files that are replaced in one step, hashed, locked: what keeping records safely needs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fusionflow.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(*parts: str) -> str:
+    """Return the SHA-256 of texts, in hexadecimal."""
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
+
+
+def relative_to(path: Path, root: Path) -> str:
+    """Return `path` as it is written in records: relative to `root`, with slashes."""
+    return path.relative_to(root).as_posix()
+
+
+def _encode(value: Any) -> Any:  # noqa: ANN401
+    """Return `value` with what JSON has no word for written as text, and NaN as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:  # noqa: ANN401
+    """Replace a JSON file in one step: a reader finds the old or the new one, whole.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; the old file is then as it was.
+    """
+    text = json.dumps(_encode(content), indent=indent, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step, after its content has reached the disk.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; the old file is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise StoreError(
+            f"Cannot write {path}: {error.strerror or error}", "Check space and permissions"
+        ) from error
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Return the content of a JSON file, or None where there is none.
+
+    Raises
+    ------
+    StoreError
+        If it is there and cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"Cannot read {path}: {error}", "Remove it and run again") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder while it is changed: a second run at the same time waits its turn.
+
+    On a file system without locks it goes on, with a warning.
+    """
+    with (folder / "lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): let only one run write it", folder, error)
+        yield
+
+
+def discard(folder: Path) -> None:
+    """Remove a staging folder, as far as it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
