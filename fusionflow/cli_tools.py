@@ -142,7 +142,11 @@ def _methods(names: tuple[str, ...], weights: str | None) -> list[Method]:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="CSV of the PET's colour table, red,green,blue a row; else it is recognised.",
 )
-@click.option("--compare", is_flag=True, help="Put MRI, PET and the fused picture side by side.")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Put MRI, PET and fused side by side; of a PET in colour both ways to fuse it.",
+)
 @OFFLINE
 def image(
     mri: Path,
@@ -155,8 +159,6 @@ def image(
     compare: bool,
 ) -> None:
     """Fuse pictures: MRI and PET are two files, or two folders of files of the same names."""
-    import numpy as np
-
     from fusionflow import images
     from fusionflow.errors import FusionflowError
     from fusionflow.graph import make_recipe
@@ -181,16 +183,19 @@ def image(
     for pair in pairs:
         try:
             sources = images.read_pair(pair, colour, table)  # type: ignore[arg-type]
-            fused = images.fuse_slices(sources.mri[None], sources.pet[None], recipe)[0]
+            shown = [images.fuse_and_colour(sources, recipe)]
+            if compare:
+                shown = [images.read_rgb(pair.mri), sources.pet_rgb, *shown]
+                if sources.colour == "uptake":  # the published way beside ours
+                    published = images.read_pair(pair, "luminance")
+                    shown.append(images.fuse_and_colour(published, recipe))
         except FusionflowError as error:
             failed += 1
             click.secho(f"failed {pair.name}  {error}", fg="red", err=True)
             continue
-        picture = images.coloured(fused, sources)
-        shown = [images.read_rgb(pair.mri), sources.pet_rgb, picture] if compare else [picture]
         target = output / f"{pair.name}.png" if mri.is_dir() else output
         buffer = io.BytesIO()
-        images.side_by_side([np.asarray(item) for item in shown]).save(buffer, "PNG")
+        images.side_by_side(shown).save(buffer, "PNG")
         write_bytes(target, buffer.getvalue())
         how = f"uptake from {sources.table}" if sources.table else sources.colour
         click.echo(f"fused  {target}  ({how})")

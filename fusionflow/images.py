@@ -228,6 +228,12 @@ def coloured(fused: FloatArray, sources: Sources) -> ByteImage:
     return np.repeat(levels[..., None], 3, axis=-1)
 
 
+def fuse_and_colour(sources: Sources, recipe: Recipe) -> ByteImage:
+    """Fuse a pair and return the picture of it, (y, x, 3) uint8."""
+    fused = fuse_slices(sources.mri[None], sources.pet[None], recipe)[0]
+    return coloured(fused, sources)
+
+
 def side_by_side(pictures: Sequence[ByteImage], gap: int = 4) -> Image.Image:
     """Return pictures of one height beside each other."""
     height = pictures[0].shape[0]

@@ -85,6 +85,15 @@ class TestTable:
         assert set(theirs.columns) != set(ours.columns)
 
 
+def test_slices_of_a_fused_cohort(fused):
+    pairs = benchmark.pairs_of_cohort(fused[0], slices=2)
+    assert len(pairs) == 4 * 2
+    assert all(name.startswith("sub-0") for name in pairs)
+    table = benchmark.run_benchmark(pairs, few("mri", "pet"), repeats=1).table
+    assert table.loc["mri", "ssim_mri"] == pytest.approx(1)
+    assert table.loc["mri", "ssim_pet"] < 0.9
+
+
 class TestTrouble:
     def test_a_missing_picture(self, pairs, elsewhere):
         (elsewhere / "1.png").unlink()

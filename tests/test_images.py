@@ -161,7 +161,11 @@ class TestCommand:
         assert "failed 12" in result.output
         assert "--colour luminance" in result.output
         assert [path.name for path in out.iterdir()] == ["7.png"]
-        assert images.read_rgb(out / "7.png").shape == (SIZE, 3 * SIZE + 8, 3)
+        # MRI, PET, our way and the published way.
+        shown = images.read_rgb(out / "7.png")
+        assert shown.shape == (SIZE, 4 * SIZE + 12, 3)
+        ours, published = shown[:, -2 * SIZE - 4 : -SIZE - 4], shown[:, -SIZE:]
+        assert abs(ours.astype(int) - published).max() > 50
 
     @pytest.mark.parametrize(
         ("output", "options", "message"),
