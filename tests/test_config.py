@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import pywt
 from pydantic import ValidationError
@@ -301,3 +303,8 @@ class TestYaml:
 def test_options_that_are_no_file_say_where_they_came_from():
     with pytest.raises(ConfigurationError, match="--method: method: "):
         validated({"method": "nope"}, "--method")
+
+
+def test_the_example_configuration_holds_every_default():
+    example = Path(__file__).parents[1] / "workflows" / "configs" / "dwt-vgg19.yaml"
+    assert load_config(example) == RunConfig()
