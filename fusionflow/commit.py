@@ -125,14 +125,13 @@ def _finish(
     layout, label = job.layout, job.scan.label
     method = job.recipe.method.model_dump(mode="json")
     group = zarr.open_group(job.group, mode="r+", zarr_format=3)
-    if "metrics" not in group:  # else this task runs a second time
-        pair_names = [metric.name for metric in PAIR_METRICS]
-        image_names = [metric.name for metric in IMAGE_METRICS]
-        store.write_small(group, "metrics", slices.pair, schema.METRICS.dims)
-        store.write_small(group, "image_metrics", slices.image, schema.IMAGE_METRICS.dims)
-        store.write_small(group, "source", schema.SOURCES, ("source",))
-        store.write_small(group, "metric", pair_names, ("metric",))
-        store.write_small(group, "image_metric", image_names, ("image_metric",))
+    pair_names = [metric.name for metric in PAIR_METRICS]
+    image_names = [metric.name for metric in IMAGE_METRICS]
+    store.write_small(group, "metrics", slices.pair, schema.METRICS.dims)
+    store.write_small(group, "image_metrics", slices.image, schema.IMAGE_METRICS.dims)
+    store.write_small(group, "source", schema.SOURCES, ("source",))
+    store.write_small(group, "metric", pair_names, ("metric",))
+    store.write_small(group, "image_metric", image_names, ("image_metric",))
     group.attrs.update(
         {
             "layout": schema.LAYOUT_VERSION,
@@ -152,7 +151,8 @@ def _finish(
         for name in ("mri", "pet", "mask", "fused")
     }
     files = job.staging / "files"
-    files.mkdir(exist_ok=True)
+    discard(files)  # of a first run of this task that was cut short
+    files.mkdir()
     sources = {"t1w": job.scan.t1w, "pet": job.scan.pet}
     write_scan_files(
         files,
@@ -194,8 +194,8 @@ def publish_scan(job: Job, record: Published) -> Published:
     """
     paths, scan = job.paths, job.scan
     folder = relative_folder(scan.subject, scan.session)
-    files = sorted((job.staging / "files").iterdir())
     try:
+        files = sorted((job.staging / "files").iterdir())
         with locked(paths.scan(scan.label)):
             group = _put_group(job, record.version)
             record = replace(

@@ -140,7 +140,7 @@ def read_rows(path: Path, name: str, start: int, stop: int) -> npt.NDArray[Any]:
 
 
 def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...]) -> None:
-    """Write a small array as one chunk; text becomes the variable-length ``string`` type."""
+    """Write a small array as one chunk, over one that is there; text becomes ``string``."""
     values = np.asarray(values)
     text = values.dtype.kind in "UTO"
     array = group.create_array(
@@ -148,6 +148,7 @@ def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple
         shape=values.shape,
         chunks=tuple(max(1, length) for length in values.shape),
         dtype="string" if text else values.dtype,
+        overwrite=True,
         dimension_names=dims,
     )
     array[...] = values.astype(object) if text else values
