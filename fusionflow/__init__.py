@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from fusionflow.cohort import Cohort, open_cohort, summarise
     from fusionflow.config import Method, RunConfig, Wavelet, load_config
     from fusionflow.errors import FusionflowError
+    from fusionflow.events import RunReport
     from fusionflow.graph import compute, fuse
-    from fusionflow.runner import RunReport, run
+    from fusionflow.runner import run
 
 __all__ = [
     "Cohort",
@@ -38,7 +39,7 @@ _HOMES = {
     "FusionflowError": "errors",
     "Method": "config",
     "RunConfig": "config",
-    "RunReport": "runner",
+    "RunReport": "events",
     "Wavelet": "config",
     "compute": "graph",
     "fuse": "graph",

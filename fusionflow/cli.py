@@ -1,4 +1,4 @@
-"""The command line: ``fusionflow run | demo | status``, also as ``dask fusionflow ...``.
+"""The command line: ``fusionflow run | demo | ...``, also as ``dask fusionflow ...``.
 
 Dask imports this module whenever somebody types ``dask``, so it imports what takes time only
 when a command runs.
@@ -10,23 +10,27 @@ import contextlib
 import logging
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionflow import __version__, cli_tools
-from fusionflow.errors import ConfigurationError, FusionflowError
+from fusionflow import __version__, cli_ledger, cli_tools
+from fusionflow.cli_options import (
+    EXISTING_FOLDER,
+    FOLDER,
+    VERBOSE,
+    Duration,
+    configured,
+    labels,
+    log,
+    run_options,
+)
+from fusionflow.errors import ConfigurationError, FusionflowError, LockedError
 
 if TYPE_CHECKING:
     from fusionflow.config import RunConfig
-    from fusionflow.runner import RunReport
-
-EXIT_USAGE = 2
-EXIT_SOME_FAILED = 3
-EXIT_NOTHING_RAN = 4
-EXIT_INTERRUPTED = 130
+    from fusionflow.events import RunReport
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
@@ -47,11 +51,18 @@ class _Commands(click.Group):
             if logging.getLogger("fusionflow").isEnabledFor(logging.DEBUG):
                 logging.getLogger("fusionflow").debug("traceback", exc_info=error)
             click.secho(f"Error: {error}", fg="red", err=True)
-            usage = isinstance(error, ConfigurationError)
-            ctx.exit(EXIT_USAGE if usage else EXIT_NOTHING_RAN)
+            ctx.exit(_exit_code(error))
         except KeyboardInterrupt:  # or SIGTERM
             click.secho("Interrupted: what was published stays, the rest was undone.", err=True)
-            ctx.exit(EXIT_INTERRUPTED)
+            ctx.exit(130)
+
+
+def _exit_code(error: FusionflowError) -> int:
+    from fusionflow.events import EXIT_LOCKED, EXIT_NOTHING_RAN, EXIT_USAGE
+
+    if isinstance(error, LockedError):
+        return EXIT_LOCKED
+    return EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_NOTHING_RAN
 
 
 @click.group(
@@ -64,31 +75,19 @@ def main() -> None:
     r"""Fuse PET and MRI of whole cohorts on Dask clusters. For research use.
 
     \b
-    Exit codes: 0 done, 2 wrong usage, 3 some scans failed, 4 nothing could run.
+    Exit codes: 0 done, 2 wrong usage, 3 some scans failed or are in quarantine, 4 it could not run
+    or go on, 5 another run writes the output.
     """
-
-
-def _log(verbose: int) -> None:
-    """Show more of what happens, on the standard error stream."""
-    logger = logging.getLogger("fusionflow")
-    if not logger.handlers:  # not the root logger's: Dask's own messages keep their levels
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
-    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
-
-
-def _labels(value: tuple[str, ...]) -> list[str]:
-    """Accept a repeated option as well as a list with commas or spaces."""
-    return [label for item in value for label in item.replace(",", " ").split()]
 
 
 class _BidsAppCommand(click.Command):
     """Takes lists of labels as BIDS Apps do: ``--participant-label 01 02``, after the folders."""
 
     _LISTS = ("--participant-label", "--session-label")
-    _FLAGS = ("-v", "-vv", "--verbose", "--offline")
+    _FLAGS = (
+        "-v", "-vv", "--verbose", "--offline", "--dry-run", "--json", "--retry-failed", "--force",
+        "--allow-plain-tcp",
+    )  # fmt: skip
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Give each label of a list an option of its own."""
@@ -109,32 +108,20 @@ class _BidsAppCommand(click.Command):
 
 @main.command(cls=_BidsAppCommand)
 @click.version_option(__version__, prog_name="fusionflow")
-@click.argument("bids_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("out_dir", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("bids_dir", type=EXISTING_FOLDER)
+@click.argument("out_dir", type=FOLDER)
 @click.argument("level", type=click.Choice(["participant", "group"]), required=False)
-@click.option("--participant-label", multiple=True, metavar="LABEL", help="Only these subjects.")
-@click.option("--session-label", multiple=True, metavar="LABEL", help="Only these sessions.")
-@click.option("--method", metavar="NAME", help="How to fuse; see --list-methods.")
+@run_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done and why; do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: of a dry run, or the summary.")
+@click.option("--retry-failed", is_flag=True, help="Try scans in quarantine again, too.")
+@click.option("--force", is_flag=True, help="Make every scan again.")
 @click.option(
-    "--weights",
-    metavar="WHICH",
-    help="Pretrained weights: a file, `torchvision`, or random:SEED to try without.",
+    "--settle",
+    type=Duration(),
+    default="0",
+    help="Leave out scans whose files changed less than this time ago: they may be on their way.",
 )
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="YAML file with any option; options given here win over it.",
-)
-@click.option("--n-workers", type=click.IntRange(1), help="Worker processes (default: the cores).")
-@click.option("--mem-mb", type=click.IntRange(256), help="Memory for all workers together, MB.")
-@click.option(
-    "--work-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where workers may spill to disk.",
-)
-@cli_tools.OFFLINE
-@click.option("--cluster", metavar="ADDRESS", help="A running Dask scheduler, tcp://HOST:PORT.")
-@click.option("-v", "--verbose", count=True, help="Say more; -vv for tracebacks.")
 @click.option(
     "--list-methods",
     is_flag=True,
@@ -150,23 +137,44 @@ def run(
     participant_label: tuple[str, ...],
     session_label: tuple[str, ...],
     verbose: int,
+    dry_run: bool,
+    as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Fuse the scans of BIDS_DIR into OUT_DIR, and summarise the cohort.
 
-    Scans that were made from the same inputs with the same options before are left as they are.
-    LEVEL `participant` only fuses, `group` only summarises; without it both are done.
+    Scans that were made from the same inputs with the same options before are left as they are,
+    and so are scans that failed for a reason of their own, until something changes. LEVEL
+    `participant` only fuses, `group` only summarises; without it both are done. OUT_DIR's
+    logs/last_run.json says in JSON what a run did.
     """
-    _log(verbose)
-    config = _configured(options)
+    log(verbose)
+    config = configured(options)
+    selection = {
+        "participant_labels": labels(participant_label),
+        "session_labels": labels(session_label),
+        "settle": options["settle"],
+    }
+    if dry_run:
+        from fusionflow.runner import look
+
+        standings = look(bids_dir, out_dir, config, **selection)
+        cli_ledger.show_standings(standings, as_json=as_json, verbose=bool(verbose))
+        return
     report = _run(
         bids_dir,
         out_dir,
         config,
-        participant_labels=_labels(participant_label),
-        session_labels=_labels(session_label),
+        **selection,
+        retry_failed=options["retry_failed"],
+        force=options["force"],
         levels=(level,) if level else ("participant", "group"),
     )
+    if as_json:
+        import json
+
+        click.echo(json.dumps(report.to_json(), indent=2))
+        sys.exit(report.exit_code)
     _conclude(report, out_dir)
 
 
@@ -186,31 +194,6 @@ def _list_methods(ctx: click.Context, *, shown: bool) -> None:
     ctx.exit()
 
 
-def _configured(options: dict[str, Any]) -> RunConfig:
-    """Join the YAML file and the options of the command line."""
-    from fusionflow.config import RunConfig, load_config, named_method, validated
-
-    config = load_config(options["config"]) if options["config"] else RunConfig()
-    content = config.model_dump()
-    if options["method"]:
-        content["method"] = named_method(options["method"]).model_dump()
-    if options["weights"]:
-        if content["method"]["backbone"] is None:
-            raise ConfigurationError(
-                f"Method {content['method']['name']} reads no network, so --weights means nothing"
-            )
-        content["method"]["weights"] = options["weights"]
-    for option, name in (
-        ("n_workers", "n_workers"),
-        ("mem_mb", "memory_mb"),
-        ("work_dir", "work_dir"),
-        ("cluster", "address"),
-    ):
-        if options[option] is not None:
-            content["cluster"][name] = options[option]
-    return validated(content, "options")
-
-
 def _run(bids_dir: Path, out_dir: Path, config: RunConfig, **selection: Any) -> RunReport:  # noqa: ANN401
     """Run with live progress."""
     from fusionflow import runner
@@ -223,10 +206,21 @@ def _run(bids_dir: Path, out_dir: Path, config: RunConfig, **selection: Any) -> 
 def _conclude(report: RunReport, out_dir: Path) -> None:
     """Say how it ended and where things are, and leave with the exit code."""
     done = len(report.fused) + len(report.unchanged)
-    click.echo(
-        f"{len(report.fused)} fused, {len(report.unchanged)} unchanged, "
-        f"{len(report.failed)} failed, {len(report.skipped)} without a PET/MRI pair"
+    counts = report.counts
+    line = (
+        f"{counts['fused']} fused, {counts['unchanged']} unchanged, {counts['failed']} failed, "
+        f"{counts['skipped']} without a PET/MRI pair"
     )
+    if counts["quarantined"]:
+        line += f", {counts['quarantined']} in quarantine (--retry-failed tries them again)"
+    if counts["waiting"]:
+        line += f", {counts['waiting']} left until their files settle"
+    click.echo(line)
+    if report.removed:
+        click.echo(
+            f"{len(report.removed)} are no longer in the input and were kept "
+            "(`fusionflow prune --removed` removes them)"
+        )
     if report.left_out:
         click.echo(f"{len(report.left_out)} fused before are not in the summary (see above)")
     if done:
@@ -236,8 +230,8 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
         click.echo(f"Arrays          fusionflow.open_cohort({str(out_dir)!r})")
     if report.summary is not None:
         click.echo(f"Summary         {out_dir}/group_metrics.tsv, group_scans.tsv, group.zarr")
-    if report.failed:
-        sys.exit(EXIT_SOME_FAILED)
+    if report.exit_code:
+        sys.exit(report.exit_code)
 
 
 @main.command()
@@ -250,14 +244,14 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
     help="As in `run`; the default needs no download, and is no pretrained network.",
 )
 @click.option("--n-workers", type=click.IntRange(1), help="Worker processes (default: the cores).")
-@click.option("-v", "--verbose", count=True, help="Say more; -vv for tracebacks.")
+@VERBOSE
 def demo(folder: Path, weights: str, n_workers: int | None, verbose: int) -> None:
     """Make a small phantom PET/MRI cohort in FOLDER and fuse it.
 
     Writes FOLDER/bids (4 scans of 3 subjects, with lesions that only one of the two images
     shows) and FOLDER/fused.
     """
-    _log(verbose)
+    log(verbose)
     from fusionflow.config import ClusterOptions, RunConfig, named_method
     from fusionflow.phantom import write_cohort
 
@@ -273,32 +267,13 @@ def demo(folder: Path, weights: str, n_workers: int | None, verbose: int) -> Non
     _conclude(report, folder / "fused")
 
 
-@main.command()
-@click.argument("out_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("-v", "--verbose", count=True, help="Say more; -vv for tracebacks.")
-def status(out_dir: Path, verbose: int) -> None:
-    """Say which scans of OUT_DIR are fused, how, and which failed and why."""
-    _log(verbose)
-    from fusionflow.ledger import OutputPaths, gather_index, read_index
-
-    paths = OutputPaths(out_dir)
-    read_index(paths)  # says so if this is no output folder
-    index = gather_index(paths)
-    failed = {failure.label: failure for failure in index.failures}
-    for record in index.published:
-        state = "fused" if record.label not in failed else "fused before, failed now"
-        click.echo(f"{record.label:24} {state}  {record.method['name']}  {record.created}")
-        for note in record.notes if verbose else ():
-            click.echo(f"    note: {note}")
-    for failure in failed.values():
-        click.secho(f"{failure.label:24} failed  {failure.reason}", fg="red")
-    methods = Counter(record.method["name"] for record in index.published)
-    by_method = ", ".join(f"{count} with {name}" for name, count in methods.items())
-    click.echo(
-        f"{len(index.published)} fused{f' ({by_method})' if by_method else ''}, "
-        f"{len(failed)} failed"
-    )
-
-
-for _command in (cli_tools.image, cli_tools.benchmark, cli_tools.weights):
+for _command in (
+    cli_ledger.status,
+    cli_ledger.history,
+    cli_ledger.prune,
+    cli_ledger.watch,
+    cli_tools.image,
+    cli_tools.benchmark,
+    cli_tools.weights,
+):
     main.add_command(_command)

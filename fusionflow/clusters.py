@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -17,7 +18,9 @@ import distributed
 import psutil
 
 from fusionflow.config import ClusterOptions
-from fusionflow.errors import ClusterError
+from fusionflow.errors import ClusterError, ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 #: Seconds to wait for a scheduler, and for its first worker.
 _PATIENCE = 30
@@ -42,6 +45,8 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
 
     Raises
     ------
+    ConfigurationError
+        If the scheduler is on another machine, without TLS, and that is not allowed.
     ClusterError
         If there is no scheduler at the address, or it has no workers; or if the script that calls
         this would be run again by every worker process.
@@ -51,6 +56,7 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
             cluster = stack.enter_context(_local(options))
             client = stack.enter_context(distributed.Client(cluster))
         else:
+            _check_address(options)
             try:
                 client = stack.enter_context(distributed.Client(options.address, timeout=_PATIENCE))
             except (OSError, TimeoutError, ValueError) as error:
@@ -68,6 +74,39 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
         yield client
 
 
+def _check_address(options: ClusterOptions) -> None:
+    """Refuse to talk in the clear with a scheduler on another machine, unless that is asked for.
+
+    Raises
+    ------
+    ConfigurationError
+        If it would.
+    """
+    address = str(options.address)
+    protocol, _, rest = address.rpartition("://")
+    if protocol not in ("", "tcp"):
+        return
+    host = rest.rpartition(":")[0].strip("[]")
+    if _is_loopback(host):
+        return
+    if not options.allow_plain_tcp:
+        raise ConfigurationError(
+            f"The scheduler at {address} is on another machine and speaks plain TCP: anybody on "
+            "the network between can read the images and run code on both sides",
+            "Start it with TLS and use tls://HOST:PORT, or, in a network that you trust, give "
+            "--allow-plain-tcp (cluster.allow_plain_tcp: true)",
+        )
+    logger.warning("%s is reached without TLS: images travel in the clear", address)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own and nobody else's."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _local(options: ClusterOptions) -> distributed.LocalCluster:
     """Start workers of this machine, bound to loopback."""
     _check_main_module()
@@ -79,6 +118,8 @@ def _local(options: ClusterOptions) -> distributed.LocalCluster:
     }
     settings = {
         "distributed.nanny.pre-spawn-environ": environment,
+        # A scan that was on a worker that died twice is tried again with nothing beside it.
+        "distributed.scheduler.allowed-failures": 1,
         # Else a task whose last possible worker is gone waits for ever.
         "distributed.scheduler.no-workers-timeout": f"{_PATIENCE * 10}s",
     }

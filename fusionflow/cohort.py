@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
-from fusionflow.io.files import locked, write_bytes
-from fusionflow.ledger import Failure, OutputPaths, Published, gather_index, read_index
+from fusionflow.io.files import UNFINISHED, fingerprint, write_bytes
+from fusionflow.ledger import Index, OutputPaths, read_index
+from fusionflow.records import Attempt, Published
 from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
 
 #: Affines that differ by less are one grid, mm.
@@ -48,7 +50,9 @@ class Cohort:
         self.paths = OutputPaths(Path(root))
         index = read_index(self.paths)
         self._records = {record.label: record for record in index.published}
-        self.failures: tuple[Failure, ...] = index.failures
+        self.failures: tuple[Attempt, ...] = index.failures
+        #: Labels of scans that the input no longer had when a run looked last.
+        self.removed: tuple[str, ...] = index.removed
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -219,14 +223,22 @@ def summarise(cohort: Cohort | str | PathLike[str]) -> xr.DataTree:
 
 
 def write_summary(
-    paths: OutputPaths, *, present: Collection[str] | None = None, request: str | None = None
+    paths: OutputPaths,
+    index: Index,
+    *,
+    present: Collection[str] | None = None,
+    request: str | None = None,
 ) -> tuple[xr.DataTree | None, dict[str, str]]:
     """Summarise published scans into ``group.zarr`` and the ``group_*.tsv`` tables.
+
+    What is there already and says the same stays as it is.
 
     Parameters
     ----------
     paths : OutputPaths
         The output folder.
+    index : Index
+        Its records.
     present : collection of str, optional
         Labels of the scans that the input has; others are left out.
     request : str, optional
@@ -246,7 +258,6 @@ def write_summary(
     StoreError
         If it cannot be written.
     """
-    index = gather_index(paths)
     failed = {failure.label for failure in index.failures}
     chosen, left_out = [], {}
     for record in index.published:
@@ -261,6 +272,9 @@ def write_summary(
     if not chosen and request is not None:
         return None, left_out
     summary = summarise_records(chosen)
+    summary.attrs["records"] = fingerprint(*(repr(record) for record in chosen))
+    if _is_written(paths, summary):
+        return summary, left_out
     _replace_store(paths, summary)
     for name, table in zip(_TABLES, (cohort_table(summary), scan_table(summary)), strict=True):
         text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
@@ -271,23 +285,33 @@ def write_summary(
 _TABLES = ("group_metrics.tsv", "group_scans.tsv")
 
 
+def _is_written(paths: OutputPaths, summary: xr.DataTree) -> bool:
+    """Whether the summary of these very records is there."""
+    if not all((paths.root / name).exists() for name in _TABLES):
+        return False
+    try:
+        attributes = zarr.open_group(paths.group_store, mode="r", zarr_format=3).attrs
+        return attributes.get("records") == summary.attrs["records"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:
     """Replace ``group.zarr``: between two renames, so a reader may have to open it again."""
-    aside = paths.root / f".group-{uuid.uuid4().hex[:8]}"
+    aside = paths.root / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
     old = aside.with_suffix(".old")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             summary.to_zarr(aside, zarr_format=3, consolidated=True)
-        with locked(paths.scans):
-            if paths.group_store.exists():
-                paths.group_store.rename(old)
-            try:
-                aside.rename(paths.group_store)
-            except OSError:
-                if old.exists():
-                    old.rename(paths.group_store)
-                raise
+        if paths.group_store.exists():
+            paths.group_store.rename(old)
+        try:
+            aside.rename(paths.group_store)
+        except OSError:
+            if old.exists():
+                old.rename(paths.group_store)
+            raise
     except OSError as error:
         raise StoreError(
             f"Cannot write {paths.group_store}: {error.strerror or error}",

@@ -8,17 +8,20 @@ are not what the record says, and makes the scan again.
 
 from __future__ import annotations
 
-import datetime
 import filecmp
 import itertools
+import os
 import platform
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import distributed
 import numpy as np
 import zarr
 
@@ -26,10 +29,11 @@ from fusionflow import schema
 from fusionflow.errors import StoreError
 from fusionflow.io import store
 from fusionflow.io.derivatives import relative_folder, sidecar_content, write_scan_files
-from fusionflow.io.files import discard, locked, relative_to
-from fusionflow.ledger import OutputFile, Published, publish
+from fusionflow.io.files import discard, flush, flush_tree, relative_to, utc_now
+from fusionflow.ledger import publish
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
-from fusionflow.stages import FusedSlab, Job, Staged
+from fusionflow.records import OutputFile, Published
+from fusionflow.stages import FusedSlab, Job, Seconds, Staged
 from fusionflow.summary import scan_figures
 
 
@@ -37,7 +41,7 @@ class WrittenShard(NamedTuple):
     """What is left of slabs once their voxels are in the store."""
 
     metrics: tuple[SliceMetrics, ...]
-    seconds: float
+    seconds: Seconds
     devices: frozenset[str]
 
 
@@ -52,9 +56,13 @@ def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShar
         ) from error
     return WrittenShard(
         tuple(slab.metrics for slab in slabs),
-        sum(slab.seconds for slab in slabs),
+        _total(slab.seconds for slab in slabs),
         frozenset(slab.device for slab in slabs),
     )
+
+
+def _total(parts: Iterable[Seconds]) -> Seconds:
+    return Seconds(*(sum(stage) for stage in zip(*parts, strict=True)))
 
 
 def commit_slabs(job: Job, staged: Staged, slabs: Sequence[FusedSlab]) -> Published:
@@ -75,6 +83,7 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
     StoreError
         If they cannot be written.
     """
+    began = time.perf_counter()
     parts = [metrics for shard in shards for metrics in shard.metrics]
     slices = SliceMetrics(
         pair=np.concatenate([part.pair for part in parts]),
@@ -85,10 +94,12 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
     weights = recipe.weights.description if recipe.weights else None
     if recipe.weights is not None and recipe.weights.is_random:
         notes = (*notes, f"The backbone has RANDOM weights ({recipe.weights.identity})")
-    seconds = sum(shard.seconds for shard in shards)
+    stages = _total(shard.seconds for shard in shards)
+    seconds = sum(stages)
     devices = sorted(frozenset().union(*(shard.devices for shard in shards)))
     try:
         _finish(job, staged, slices, weights, notes)
+        flush_tree(job.staging)  # before a record says that it is there
     except OSError as error:
         raise _cannot_write(scan.label, error) from error
     return Published(
@@ -107,8 +118,25 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
         seconds=seconds,
         notes=notes,
         software={**software_versions(), "device": ", ".join(devices)},
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=utc_now(),
+        run=job.begun.run,
+        attempt=job.begun.attempt,
+        worker=_worker_name(),
+        timings={
+            "conform": staged.seconds,
+            **stages._asdict(),
+            "commit": time.perf_counter() - began,
+        },
     )
+
+
+def _worker_name() -> str:
+    """Return the host and the name of the worker that runs this; of the process if it is none."""
+    try:
+        name = str(distributed.get_worker().name)
+    except ValueError:
+        name = f"process {os.getpid()}"
+    return f"{socket.gethostname()} {name}"
 
 
 def _cannot_write(label: str, error: OSError) -> StoreError:
@@ -172,8 +200,10 @@ def _finish(
     )
 
 
-def publish_scan(job: Job, record: Published) -> Published:
-    """Publish what the tasks of a scan finished.
+def publish_scan(
+    job: Job, record: Published, before: Callable[[Published], None] = lambda record: None
+) -> Published:
+    """Publish what the tasks of a scan finished; only the run that holds the output may.
 
     Parameters
     ----------
@@ -181,6 +211,8 @@ def publish_scan(job: Job, record: Published) -> Published:
         The scan; its staging folder is gone afterwards.
     record : Published
         As `commit` returned it.
+    before : callable
+        Called with the record as it will be published; what it raises stops that.
 
     Returns
     -------
@@ -196,24 +228,25 @@ def publish_scan(job: Job, record: Published) -> Published:
     folder = relative_folder(scan.subject, scan.session)
     try:
         files = sorted((job.staging / "files").iterdir())
-        with locked(paths.scan(scan.label)):
-            group = _put_group(job, record.version)
-            record = replace(
-                record,
-                version=group.name,
-                stored=tuple(
-                    OutputFile.sized(path, paths.root)
-                    for path in sorted(group.rglob("*"))
-                    if path.is_file()
-                ),
-                outputs=tuple(
-                    OutputFile.whole(path, (folder / path.name).as_posix()) for path in files
-                ),
-            )
-            publish(paths, record)
-            (paths.root / folder).mkdir(parents=True, exist_ok=True)
-            for path in files:
-                path.replace(paths.root / folder / path.name)
+        group = _put_group(job, record.version)
+        record = replace(
+            record,
+            version=group.name,
+            stored=tuple(
+                OutputFile.sized(path, paths.root)
+                for path in sorted(group.rglob("*"))
+                if path.is_file()
+            ),
+            outputs=tuple(
+                OutputFile.whole(path, (folder / path.name).as_posix()) for path in files
+            ),
+        )
+        before(record)
+        flush(paths.scan(scan.label))
+        publish(paths, record)
+        (paths.root / folder).mkdir(parents=True, exist_ok=True)
+        for path in files:
+            path.replace(paths.root / folder / path.name)
     except OSError as error:
         raise _cannot_write(scan.label, error) from error
     discard(job.staging)

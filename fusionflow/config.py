@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -25,6 +26,7 @@ from pydantic import (
 )
 
 from fusionflow.errors import ConfigurationError
+from fusionflow.untrusted import one_line, read_bounded
 
 #: Raised by one whenever the same options would give other voxels or other figures.
 ALGORITHM_VERSION = 1
@@ -242,6 +244,10 @@ class ClusterOptions(_Options):
         Where workers spill to disk; None lets Dask choose.
     window : int or None
         Scans in flight; None takes two for each task that can run at a time.
+    time_limit : float or None
+        Seconds that a scan may be in flight before its workers are restarted; None for no limit.
+    allow_plain_tcp : bool
+        Whether a scheduler on another machine may be reached without TLS.
     """
 
     address: str | None = None
@@ -250,6 +256,8 @@ class ClusterOptions(_Options):
     memory_mb: int | None = Field(strict=True, default=None, ge=256)
     work_dir: Path | None = None
     window: int | None = Field(strict=True, default=None, ge=1)
+    time_limit: float | None = Field(default=7200, gt=0)
+    allow_plain_tcp: bool = False
 
 
 class RunConfig(_Options):
@@ -286,14 +294,26 @@ class RunConfig(_Options):
         return value
 
 
+_MOST_BYTES = 1 << 16
+_MOST_FAULTS = 10
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but for a name that is given twice."""
+    """PyYAML's safe loader, without aliases and names that are given twice.
+
+    A few lines of aliases of aliases stand for more than fits in memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.YAMLError(f"*{event.anchor}: write it out, aliases are not read")
+        return super().compose_node(parent, index)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    names = [key.value for key, _ in node.value]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
+    names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+    if twice := sorted(name for name, times in names.items() if times > 1):
         raise yaml.YAMLError(f"{', '.join(twice)} is given twice{node.start_mark}")
     return loader.construct_mapping(node, deep=True)
 
@@ -314,13 +334,15 @@ def load_config(path: Path) -> RunConfig:
         message names the file and each option.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, _MOST_BYTES, pipes=True).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Cannot read the configuration {path}: {error}") from error
     try:
         content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise ConfigurationError(f"{path} is not valid YAML: {error}") from error
+    except Exception as error:  # a date that does not exist, `!!int x`: each fails in its own way
+        raise ConfigurationError(
+            f"{path} is not valid YAML: {one_line(error) or type(error).__name__}"
+        ) from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -341,8 +363,10 @@ def validated(content: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        faults = "; ".join(
+        faults = [
             f"{'.'.join(str(part) for part in fault['loc'] if part not in _KINDS)}: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise ConfigurationError(f"{where}: {faults}") from error
+            for fault in error.errors(include_url=False, include_input=False)
+        ]
+        more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
+        said = "; ".join(one_line(fault, 300) for fault in faults[:_MOST_FAULTS])
+        raise ConfigurationError(f"{where}: {said}{more}") from error

@@ -30,6 +30,10 @@ _LEAST_COVERED = 0.01
 _LITTLE_COVERED = 0.5
 _MRI_OFFSET_PERCENTILE = 0.5
 _AIR_AT_MOST = 0.25
+# Beyond these it is damage (a flipped bit of an exponent), and squares and sums overflow later.
+_LARGEST_STORED = 1e30
+_LARGEST_SCALED = 1e9
+_MOST_TIMES_COARSER = 100
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ def conform(
 
     mri = read_volume(t1w)
     uptake = read_volume(pet, frame_durations=frame_durations)
+    for path, volume in ((t1w, mri), (pet, uptake)):
+        _check_values(path, volume.data, _LARGEST_STORED)
     notes = [f"T1w: {note}" for note in mri.notes] + [f"PET: {note}" for note in uptake.notes]
     mask = head_mask(mri.data.T)
     if mask.all():
@@ -139,6 +145,7 @@ def conform(
         resampled = True
         covered = _field_of_view(uptake, mri.data.shape, mri.affine).T
         _check_overlap(t1w, pet, mri, uptake, covered)
+        _check_voxel_sizes(t1w, pet, mri, uptake)
         on_grid = resample_to(uptake, mri.data.shape, mri.affine)
         notes.append(f"PET: resampled onto the MRI's grid from {_grid(uptake)} to {_grid(mri)}")
         of_head = float(covered[mask > 0].mean())
@@ -162,9 +169,14 @@ def conform(
             f"{pet} holds no uptake inside the head",
         ),
     }
+    scaled = {
+        name: _scaled(data, scaling[name]) for name, data in (("mri", mri.data), ("pet", on_grid))
+    }
+    for path, name in ((t1w, "mri"), (pet, "pet")):
+        _check_values(path, scaled[name], _LARGEST_SCALED, "times what is in the head")
     return Conformed(
-        mri=_scaled(mri.data, scaling["mri"]),
-        pet=_scaled(on_grid, scaling["pet"]),
+        mri=scaled["mri"],
+        pet=scaled["pet"],
         mask=mask,
         affine=mri.affine,
         orientation=mri.orientation,
@@ -202,7 +214,7 @@ def resample_to(volume: Volume, shape: Sequence[int], affine: Affine) -> FloatAr
     """
     to_volume = np.linalg.inv(volume.affine) @ affine
     # The variance of a ball of one grid voxel, seen along each axis of the volume.
-    ratio = np.linalg.norm(to_volume[:3, :3], axis=1)
+    ratio = _times_coarser(volume, affine)
     sigma = np.where(ratio > _COARSER, np.sqrt(np.maximum(ratio**2 - 1, 0) / (8 * np.log(2))), 0)
     source = volume.data
     if sigma.any():
@@ -297,9 +309,22 @@ def _scaling(
 
 def _scaled(data: FloatArray, scaling: Scaling) -> FloatArray:
     """Return scaled intensities as (z, y, x), C-contiguous."""
-    scaled = data.T - np.float32(scaling.offset)
-    scaled /= np.float32(scaling.scale)
+    with np.errstate(all="ignore"):  # what overflows is refused by the caller
+        scaled = data.T - np.float32(scaling.offset)
+        scaled /= np.float32(scaling.scale)
     return np.ascontiguousarray(scaled)
+
+
+def _check_values(
+    path: str | os.PathLike[str], values: FloatArray, most: float, unit: str = ""
+) -> None:
+    """Refuse values that no image holds; NaN is refused as well."""
+    largest = max(float(values.max()), -float(values.min()))
+    if not largest <= most:
+        raise ImageError(
+            f"{path} holds a value of {' '.join((f'{largest:g}', unit)).strip()}, which is damage",
+            "Fetch or convert it again",
+        )
 
 
 def _same_grid(volume: Volume, shape: Sequence[int], affine: Affine) -> bool:
@@ -326,6 +351,25 @@ def _check_overlap(
         "Check that both are of one subject, and align the PET with the T1w "
         "(its affine, or a registration) before fusion",
     )
+
+
+def _check_voxel_sizes(
+    t1w: str | os.PathLike[str], pet: str | os.PathLike[str], mri: Volume, uptake: Volume
+) -> None:
+    """Refuse an MRI so coarse that smoothing the PET to it would never end."""
+    coarser = _times_coarser(uptake, mri.affine).max()
+    if coarser > _MOST_TIMES_COARSER:
+        raise GridError(
+            f"A voxel of {t1w} ({_grid(mri)}) is {coarser:g} times as large as one of {pet} "
+            f"({_grid(uptake)})",
+            "Check the voxel sizes and units of both",
+        )
+
+
+def _times_coarser(volume: Volume, affine: Affine) -> npt.NDArray[np.float64]:
+    """Return how far a voxel of a grid reaches along each axis of a volume, in its voxels."""
+    to_volume = np.linalg.inv(volume.affine) @ affine
+    return np.asarray(np.linalg.norm(to_volume[:3, :3], axis=1))
 
 
 def _field_of_view(volume: Volume, shape: Sequence[int], affine: Affine) -> npt.NDArray[np.bool_]:

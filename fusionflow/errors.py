@@ -9,12 +9,14 @@ and what to do about it::
     ├── InputError (ValueError)             something in the data that was handed in
     │   ├── NoScansError                    nothing to run on
     │   ├── ImageError                      an image that cannot be read
+    │   ├── InputChangedError               an image that changed while it was read
     │   └── GridError                       images that cannot be put on one grid
     ├── WeightsError                        pretrained weights
     │   ├── WeightsNotFoundError (FileNotFoundError)
     │   └── ChecksumError
     ├── SchemaError (ValueError)            a dataset that lacks what it must have
     ├── StoreError                          the output folder
+    │   ├── LockedError                     another run writes it
     │   └── ScanNotFoundError (KeyError)
     ├── ClusterError (RuntimeError)         a cluster that cannot be started or reached
     └── PlacementError (RuntimeError)       a task on a worker that may not run it
@@ -23,6 +25,8 @@ and what to do about it::
 from __future__ import annotations
 
 from typing import Any
+
+from fusionflow.untrusted import printable
 
 
 class FusionflowError(Exception):
@@ -42,8 +46,8 @@ class FusionflowError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        """Return what is wrong, followed by the mend."""
-        return f"{self.message}. {self.mend}" if self.mend else self.message
+        """Return what is wrong, followed by the mend: one line, safe to show on a terminal."""
+        return printable(f"{self.message}. {self.mend}" if self.mend else self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let the error cross process borders whole."""
@@ -70,6 +74,10 @@ class ImageError(InputError):
     """An image that cannot be read, or that holds nothing usable."""
 
 
+class InputChangedError(InputError):
+    """An image that changed while it was read: the next run will find it whole."""
+
+
 class GridError(InputError):
     """Images that cannot be put on one grid."""
 
@@ -92,6 +100,10 @@ class SchemaError(FusionflowError, ValueError):
 
 class StoreError(FusionflowError):
     """The output folder cannot be read or written."""
+
+
+class LockedError(StoreError):
+    """Another run writes the output folder."""
 
 
 class ScanNotFoundError(StoreError, KeyError):

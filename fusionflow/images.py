@@ -7,6 +7,7 @@ is recovered from the colours, fused, and shown as colour; the published way is 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,16 @@ from fusionflow.luts import ColourTable
 from fusionflow.stages import Recipe, decompose_slab, fuse_slab
 from fusionflow.subbands import FloatArray
 from fusionflow.transform import reconstruct
+from fusionflow.untrusted import one_line, open_file
 
 ByteImage: TypeAlias = npt.NDArray[np.uint8]
 Colour: TypeAlias = Literal["uptake", "luminance", "grey"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+#: What Pillow may decode, whatever a file is called: it knows formats that run other programs.
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+#: A square of 4096: conforming, fusing and colouring take some 60 bytes for each.
+_MOST_PIXELS = 1 << 24
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 #: Names that folders of MRI pictures, and of what is fused with them, go by.
 MRI_FOLDERS = ("mri", "mr", "t1", "t1w")
@@ -97,7 +103,7 @@ def find_pair_folders(folder: Path) -> list[PicturePair]:
     NoScansError
         If it does not.
     """
-    inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    inside = {path.name.lower(): path for path in _listed(folder) if path.is_dir()}
     mri = [inside[name] for name in MRI_FOLDERS if name in inside]
     pet = [inside[name] for name in PET_FOLDERS if name in inside]
     if len(mri) != 1 or len(pet) != 1:
@@ -106,6 +112,16 @@ def find_pair_folders(folder: Path) -> list[PicturePair]:
             f"Name them MRI and PET; it holds {', '.join(sorted(inside)) or 'no folder'}",
         )
     return find_pairs(mri[0], pet[0])
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be listed: {error.strerror or error}", "Give a folder of pictures"
+        ) from error
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:
@@ -117,7 +133,7 @@ def pictures_in(folder: Path) -> dict[str, Path]:
         If two have one name.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in _listed(folder):
         if path.suffix.lower() not in SUFFIXES:
             continue
         if path.stem in found:
@@ -139,12 +155,23 @@ def read_rgb(path: Path) -> ByteImage:
         If it cannot be read, or is not of 8 bits.
     """
     try:
-        with Image.open(path) as picture:
+        # Pillow warns of what it passes over, such as damaged EXIF, and of large pictures.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open_file(path) as stream,
+            Image.open(stream, formats=_FORMATS) as picture,
+        ):
+            _check_pixels(path, picture)
             picture.load()
             mode = picture.mode
             rgba = np.asarray(picture.convert("RGBA")) if mode in _EIGHT_BITS else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"Cannot read the picture {path}: {error}") from error
+    except ImageError:
+        raise
+    except Exception as error:  # decoding fails in many ways, all of them mean this
+        raise ImageError(
+            f"Cannot read the picture {path}: {one_line(error) or type(error).__name__}",
+            "Export it again as an 8-bit PNG",
+        ) from error
     if rgba is None:
         raise ImageError(
             f"{path} has mode {mode}, not 8 bits grey or colour",
@@ -153,6 +180,15 @@ def read_rgb(path: Path) -> ByteImage:
     # What is transparent shows the background, which is black in these pictures.
     opaque = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * opaque + 127) // 255).astype(np.uint8)
+
+
+def _check_pixels(path: Path, picture: Image.Image) -> None:
+    """Refuse a picture that would take much more memory than a slice."""
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise ImageError(
+            f"{path} has {picture.width} x {picture.height} pixels, more than {_MOST_PIXELS}",
+            "Crop it, or make it smaller",
+        )
 
 
 def read_pair(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from fusionflow.errors import ImageError, InputError
+from fusionflow.untrusted import one_line, read_bounded
 
 __all__ = ["TABLES", "ColourTable", "colour_pixels", "distinct_colours", "read_table"]
 
@@ -30,6 +31,7 @@ ByteImage: TypeAlias = NDArray[np.uint8]
 Knots: TypeAlias = Sequence[tuple[float, float]]
 
 CURVE_POINTS: Final = 8192  # how finely the curve through a table is searched
+_MOST_BYTES: Final = 1 << 20  # of a file with a table
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,23 +260,28 @@ def read_table(path: str | Path) -> ColourTable:
     path = Path(path)
     mend = "Give red,green,blue on each line, 0..255 or 0..1, the lowest level first"
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_bounded(path, _MOST_BYTES, pipes=True)
+        lines = list(csv.reader(content.decode("utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}", mend) from error
     rows: list[list[float]] = []
     headed = False
-    for number, line in enumerate(csv.reader(lines), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line or line[0].lstrip().startswith("#"):
             continue
         try:
             row = [float(value) for value in line]
         except ValueError:
             if rows or headed:
-                raise InputError(f"{path}, line {number} is not numbers: {line}", mend) from None
+                raise InputError(
+                    f"{path}, line {number} is not numbers: {one_line(','.join(line), 60)}", mend
+                ) from None
             headed = True
             continue
         if len(row) != 3 or not all(0 <= value <= 255 for value in row):
-            raise InputError(f"{path}, line {number} is not a colour: {line}", mend)
+            raise InputError(
+                f"{path}, line {number} is not a colour: {one_line(','.join(line), 60)}", mend
+            )
         rows.append(row)
     if len(rows) < 2:
         raise InputError(f"{path} holds {len(rows)} colours, fewer than two", mend)

@@ -21,14 +21,17 @@ from rich.progress import (
 from rich.table import Table
 
 from fusionflow.config import Method
-from fusionflow.runner import (
+from fusionflow.events import (
+    Again,
     Event,
     Failed,
     Fused,
     LeftOut,
     Planned,
+    Quarantined,
     Started,
     Unchanged,
+    Waiting,
 )
 from fusionflow.summary import cohort_table
 
@@ -45,9 +48,11 @@ class Display:
         What the run fuses with.
     console : Console, optional
         Where; by default the standard error stream, so that results can be piped.
+    bar : bool
+        Whether a terminal gets a bar.
     """
 
-    def __init__(self, method: Method, console: Console | None = None) -> None:
+    def __init__(self, method: Method, console: Console | None = None, *, bar: bool = True) -> None:
         self.method = method
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.progress = Progress(
@@ -57,7 +62,7 @@ class Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (bar and self.console.is_terminal),
         )
         self.task: TaskID | None = None
 
@@ -85,7 +90,7 @@ class Display:
             return
         if isinstance(event, Fused):
             record = event.record
-            again = f"; made again: {event.why}" if event.why else ""
+            again = f"; made again: {event.why}" if event.why != "new" else ""
             self._say(
                 f"[green]fused[/]  {escape(record.label)}  {record.shape[0]} slices, "
                 f"{record.seconds:.1f} s of fusion{escape(again)}"
@@ -97,6 +102,17 @@ class Display:
                     )
         elif isinstance(event, Unchanged):
             self._say(f"same   {escape(event.label)}  as it was made before")
+        elif isinstance(event, Waiting):
+            self._say(f"[yellow]wait[/]   {escape(event.label)}  {escape(event.why)}")
+        elif isinstance(event, Quarantined):
+            attempt = event.attempt
+            self._say(f"[red]quarantined[/] {escape(attempt.label)}  {escape(attempt.reason)}")
+            if attempt.kind == "excluded":
+                return
+        elif isinstance(event, Again):
+            how = "alone" if event.alone else "again"
+            self._say(f"[yellow]{how}[/]  {escape(event.label)}  {escape(event.reason)}")
+            return
         elif isinstance(event, LeftOut):
             self._say(f"[yellow]not in the summary[/] {escape(event.label)}  {escape(event.why)}")
             return

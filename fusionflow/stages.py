@@ -24,15 +24,16 @@ from fusionflow import schema
 from fusionflow.backbones import load_trunk
 from fusionflow.config import ConformOptions, Method
 from fusionflow.conform import conform
-from fusionflow.errors import InputError, StoreError
+from fusionflow.errors import InputChangedError, InputError, StoreError
 from fusionflow.fusion import fuse_subbands
 from fusionflow.io import store
 from fusionflow.io.bids import Scan
 from fusionflow.io.files import discard, fingerprint, relative_to
 from fusionflow.io.nifti import Orientation
-from fusionflow.ledger import InputFile, OutputPaths
+from fusionflow.ledger import OutputPaths
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
+from fusionflow.records import Attempt, InputFile
 from fusionflow.subbands import FloatArray, Subbands
 from fusionflow.transform import decompose, reconstruct
 from fusionflow.weights import Weights
@@ -86,6 +87,10 @@ class Job:
         Names this attempt.
     staging : Path
         Where the scan is made.
+    begun : Attempt
+        What is written down of it while it runs.
+    why : str
+        Why it is made.
     """
 
     scan: Scan
@@ -97,6 +102,8 @@ class Job:
     request: str
     token: str
     staging: Path
+    begun: Attempt
+    why: str = ""
 
     @property
     def group(self) -> Path:
@@ -104,28 +111,36 @@ class Job:
         return self.staging / "group"
 
 
+class Seconds(NamedTuple):
+    """What the stages of a slab took."""
+
+    decompose: float
+    fuse: float = 0.0
+    reconstruct: float = 0.0
+
+
 class BandsOfBoth(NamedTuple):
-    """Bands of a slab of both sources, and the seconds that it took so far."""
+    """Bands of a slab of both sources."""
 
     mri: Subbands
     pet: Subbands
-    seconds: float
+    seconds: Seconds
 
 
 class FusedBands(NamedTuple):
-    """Fused bands of a slab, the seconds that it took so far, and the device it ran on."""
+    """Fused bands of a slab, and the device they were made on."""
 
     bands: Subbands
-    seconds: float
+    seconds: Seconds
     device: str = "cpu"
 
 
 class FusedSlab(NamedTuple):
-    """A fused slab (z, y, x) float32, metrics of its slices, seconds that it took, and where."""
+    """A fused slab (z, y, x) float32, metrics of its slices, and where it was made."""
 
     fused: FloatArray
     metrics: SliceMetrics
-    seconds: float
+    seconds: Seconds
     device: str = "cpu"
 
 
@@ -134,7 +149,7 @@ def decompose_slab(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> BandsOfB
     start = time.perf_counter()
     transform = recipe.method.transform
     of_mri, of_pet = decompose(mri, transform), decompose(pet, transform)
-    return BandsOfBoth(of_mri, of_pet, time.perf_counter() - start)
+    return BandsOfBoth(of_mri, of_pet, Seconds(time.perf_counter() - start))
 
 
 def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
@@ -155,7 +170,7 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     with torch_threads(method.threads):
         start = time.perf_counter()
         fused = fuse_subbands(bands.mri, bands.pet, method, weights, device=device)
-        seconds = bands.seconds + time.perf_counter() - start
+        seconds = bands.seconds._replace(fuse=time.perf_counter() - start)
     return FusedBands(fused, seconds, device)
 
 
@@ -200,7 +215,7 @@ def reconstruct_slab(
     """Return a fused slab and the metrics of its slices."""
     start = time.perf_counter()
     image = reconstruct(fused.bands, recipe.method.transform)
-    seconds = fused.seconds + time.perf_counter() - start
+    seconds = fused.seconds._replace(reconstruct=time.perf_counter() - start)
     metrics = slice_metrics(mri, pet, image, mask, region=recipe.region)
     return FusedSlab(image, metrics, seconds, fused.device)
 
@@ -223,6 +238,8 @@ class Staged:
         Scaling and resampling.
     notes : tuple of str
         Warnings.
+    seconds : float
+        What it took.
     """
 
     version: str
@@ -231,6 +248,7 @@ class Staged:
     orientation: Orientation
     conformed: dict[str, Any]
     notes: tuple[str, ...]
+    seconds: float
 
 
 def stage_scan(job: Job) -> Staged:
@@ -239,33 +257,41 @@ def stage_scan(job: Job) -> Staged:
     Raises
     ------
     InputError
-        If an image cannot be used, or changes while it is read.
+        If an image cannot be used.
+    InputChangedError
+        If one changes while it is read.
     StoreError
         If the output cannot be written.
     """
+    began = time.perf_counter()
     scan = job.scan
     files = {"t1w": scan.t1w, "pet": scan.pet}
     try:
         before = {name: os.stat(path) for name, path in files.items()}
     except OSError as error:
         raise InputError(f"Cannot read {error.filename}: {error.strerror}") from error
-    conformed = conform(
-        scan.t1w,
-        scan.pet,
-        frame_durations=scan.frame_durations,
-        mri_percentile=job.conform.mri_percentile,
-        pet_percentile=job.conform.pet_percentile,
-    )
-    inputs = []
-    for name, path in files.items():
-        was = before[name]
-        is_now = os.stat(path)
-        if (was.st_size, was.st_mtime_ns) != (is_now.st_size, is_now.st_mtime_ns):
-            raise InputError(f"{path} changed while it was read", "Run again when it is complete")
-        place = relative_to(path, job.source)
-        inputs.append(InputFile(place, was.st_size, was.st_mtime_ns, conformed.sha256[name]))
+    try:
+        conformed = conform(
+            scan.t1w,
+            scan.pet,
+            frame_durations=scan.frame_durations,
+            mri_percentile=job.conform.mri_percentile,
+            pet_percentile=job.conform.pet_percentile,
+        )
+    finally:  # what is wrong with a file that just changed is not what is wrong with it
+        for name, path in files.items():
+            _check_unchanged(path, before[name])
+    inputs = [
+        InputFile(
+            relative_to(path, job.source),
+            before[name].st_size,
+            before[name].st_mtime_ns,
+            conformed.sha256[name],
+        )
+        for name, path in files.items()
+    ]
     if conformed.mri.shape != job.layout.shape:
-        raise InputError(f"{scan.t1w} changed its shape since it was planned", "Run again")
+        raise InputChangedError(f"{scan.t1w} changed its shape since it was planned", "Run again")
     _write_conformed(job, conformed.mri, conformed.pet, conformed.mask)
     return Staged(
         version=fingerprint(
@@ -282,7 +308,19 @@ def stage_scan(job: Job) -> Staged:
             },
         },
         notes=(*scan.notes, *conformed.notes),
+        seconds=time.perf_counter() - began,
     )
+
+
+def _check_unchanged(path: Path, before: os.stat_result) -> None:
+    try:
+        now = os.stat(path)
+    except OSError:
+        now = None
+    if now is None or (before.st_size, before.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+        raise InputChangedError(
+            f"{path} changed while it was read", "Run again when it is complete"
+        )
 
 
 def _write_conformed(

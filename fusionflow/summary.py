@@ -18,8 +18,8 @@ import pandas as pd
 import xarray as xr
 
 from fusionflow.errors import ConfigurationError, NoScansError
-from fusionflow.ledger import Published
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, Metric, SliceMetrics, pool_figures
+from fusionflow.records import Published
 from fusionflow.schema import SOURCES
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]

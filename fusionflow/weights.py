@@ -19,6 +19,7 @@ from torch import nn
 
 from fusionflow.errors import ChecksumError, ConfigurationError, WeightsError, WeightsNotFoundError
 from fusionflow.io.files import file_sha256
+from fusionflow.untrusted import one_line, read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ SUMS_FILE = "SHA256SUMS"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+
+_SUM = re.compile(r"([0-9a-fA-F]{64})\s+\*?(\S.*)")
+_MOST_SUMS_BYTES = 1 << 20
 
 #: torchvision's DenseNet file is older than the names of its layers.
 _DENSENET_OF_OLD = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -147,13 +151,22 @@ def _find_in_folder(folder: Path, backbone_name: str) -> Path:
 def read_sums(folder: Path) -> dict[str, str]:
     """Return the checksums that a weights folder states: file name -> SHA-256."""
     try:
-        lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(folder / SUMS_FILE, _MOST_SUMS_BYTES).decode().splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"Cannot read {folder / SUMS_FILE}: {error}") from error
-    parts = [line.split(maxsplit=1) for line in lines if line.strip()]
-    return {part[1].lstrip("*"): part[0] for part in parts if len(part) == 2}
+    sums: dict[str, str] = {}
+    for line in filter(str.strip, lines):
+        match = _SUM.fullmatch(line)
+        if match is None or ".." in Path(match[2]).parts or Path(match[2]).is_absolute():
+            raise WeightsError(
+                f"{folder / SUMS_FILE} has a line that is no SHA-256 of a file in its folder: "
+                f"{one_line(line, 80)}",
+                "Write it again, there: sha256sum * > SHA256SUMS",
+            )
+        sums[match[2]] = match[1].lower()
+    return sums
 
 
 def cached_path(url: str) -> Path:
@@ -274,10 +287,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:
             state = torch.load(path, map_location="cpu", weights_only=True)
             normalisation = Normalisation()
     except (SafetensorError, RuntimeError, ValueError, OSError, EOFError) as error:
-        raise WeightsError(f"Cannot read the weights {path}: {error}") from error
+        raise WeightsError(f"Cannot read the weights {path}: {one_line(error)}") from error
     except Exception as error:  # unpickling fails in many ways, all of them mean this
-        raise WeightsError(f"{path} is not a file of weights: {error}") from error
-    if not isinstance(state, Mapping):
+        raise WeightsError(f"{path} is not a file of weights: {one_line(error)}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise WeightsError(f"{path} holds a {type(state).__name__}, not weights by layer")
     return dict(state), normalisation
 
@@ -306,7 +319,14 @@ def checked_state(
                 f"The weights {path} have {key} of shape {tuple(tensor.shape)}, "
                 f"not {tuple(wanted.shape)}"
             )
+        if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+            raise WeightsError(
+                f"The weights {path} have {key} as {tensor.dtype}, {tensor.layout} on "
+                f"{tensor.device}",
+                "Give weights of plain numbers: float32, float16 or bfloat16",
+            )
+        tensor = tensor.to(torch.float32).contiguous()
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"The weights {path} have NaN or infinity in {key}", "Get them anew")
-        checked[name] = tensor.to(torch.float32).contiguous()
+        checked[name] = tensor
     return checked

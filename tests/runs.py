@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+from fusionflow import graph
 from fusionflow.config import METHODS, RunConfig
+from fusionflow.io.nifti import read_header
+from fusionflow.io.store import Layout
+from fusionflow.ledger import OutputPaths
 from fusionflow.phantom import COHORT
+from fusionflow.stages import Job
+from fusionflow.survey import new_attempt, request_of
 
 LABELS = [f"sub-{subject}_ses-{session}" for subject, session in COHORT]
 
@@ -19,3 +25,24 @@ def leftovers(out):
         for path in Path(out).rglob("*")
         if path.name.startswith(".") and path.name != ".bidsignore"
     ]
+
+
+def job_of(scan, source, out, how=None):
+    """Return what a run would make of a scan."""
+    how = how or config()
+    recipe = graph.make_recipe(how.method, how.region)
+    request = request_of(how, recipe.weights)
+    paths, token = OutputPaths(Path(out)), graph.new_token()
+    return Job(
+        scan=scan,
+        source=source,
+        paths=paths,
+        layout=Layout.of_shape(read_header(scan.t1w).orientation.ras_shape[::-1]),
+        recipe=recipe,
+        conform=how.conform,
+        request=request,
+        token=token,
+        staging=paths.staging(scan.label, token),
+        begun=new_attempt(scan, source, request),
+        why="new",
+    )

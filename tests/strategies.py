@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from fusionflow.config import METHODS, Wavelet
 from fusionflow.fusion import BandPair
-from fusionflow.ledger import InputFile, OutputFile, Published
+from fusionflow.records import InputFile, OutputFile, Published
 
 WAVELETS = ("haar", "db2", "bior4.4")
 MODES = ("symmetric", "periodization", "zero")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from runs import LABELS, config, leftovers
+from runs import LABELS, config, job_of, leftovers
 
 import fusionflow as ff
-from fusionflow import commit, graph, runner, stages
+from fusionflow import commit, stages
 from fusionflow.config import Wavelet
 from fusionflow.errors import (
     ConfigurationError,
@@ -21,8 +20,8 @@ from fusionflow.errors import (
     NoScansError,
     StoreError,
 )
+from fusionflow.events import Fused, Started
 from fusionflow.io.bids import discover
-from fusionflow.ledger import OutputPaths
 
 
 class TestAgain:
@@ -33,7 +32,7 @@ class TestAgain:
         again = ff.run(phantom_bids, out, config(), on_event=events.append)
         assert again.unchanged == LABELS
         assert not again.fused
-        assert not any(isinstance(event, runner.Started) for event in events)
+        assert not any(isinstance(event, Started) for event in events)
         assert times == {p: p.stat().st_mtime_ns for p in (out / "scans").rglob("*") if p.is_file()}
 
     def test_only_what_changed_runs(self, fused, phantom_bids, client, tmp_path):
@@ -46,7 +45,7 @@ class TestAgain:
         events = []
         again = ff.run(bids, out, config(), client=client, on_event=events.append)
         assert [record.label for record in again.fused] == ["sub-03_ses-baseline"]
-        why = next(event.why for event in events if isinstance(event, runner.Fused))
+        why = next(event.why for event in events if isinstance(event, Fused))
         assert why == "sub-03/ses-baseline/pet/sub-03_ses-baseline_trc-FDG_pet.nii.gz changed"
         assert len(again.unchanged) == 3
 
@@ -69,7 +68,7 @@ class TestAgain:
         events = []
         again = ff.run(phantom_bids, out, config(), client=client, on_event=events.append)
         assert [record.label for record in again.fused] == ["sub-02_ses-baseline"]
-        why = next(event.why for event in events if isinstance(event, runner.Fused))
+        why = next(event.why for event in events if isinstance(event, Fused))
         assert why == f"{name} is missing or damaged"
         assert (out / name).read_bytes() == (fused[0] / name).read_bytes()
         assert not ff.run(phantom_bids, out, config()).fused
@@ -111,7 +110,7 @@ class TestAgain:
         events = []
         again = ff.run(phantom_bids, out, config(), client=client, on_event=events.append)
         assert [record.label for record in again.fused] == [label]
-        assert "missing or damaged" in next(e.why for e in events if isinstance(e, runner.Fused))
+        assert "missing or damaged" in next(e.why for e in events if isinstance(e, Fused))
         self.assert_as_before(fused[0], out, label)
         assert leftovers(out) == []
         assert not ff.run(phantom_bids, out, config()).fused
@@ -186,12 +185,11 @@ class TestTasksThatRunTwice:
     """A worker may die after any step, and the scheduler runs the task again."""
 
     def test_every_task_of_a_scan(self, fused, phantom_bids, tmp_path):
-        scan = next(s for s in discover(phantom_bids).scans if s.label == "sub-02_ses-baseline")
-        run = runner._CohortRun(
-            phantom_bids, OutputPaths(tmp_path), config(), graph.make_recipe(config().method),
-            lambda _: None, runner.RunReport(),
-        )  # fmt: skip
-        (job,) = run._planned(iter([scan]))
+        job = next(
+            job_of(scan, phantom_bids, tmp_path)
+            for scan in discover(phantom_bids).scans
+            if scan.label == "sub-02_ses-baseline"
+        )
         staged = stages.stage_scan(job)
         assert stages.stage_scan(job).version == staged.version
         slabs = []
@@ -238,24 +236,6 @@ class TestTrouble:
             ff.run(phantom_bids, out, config())
         assert (out / "dataset_description.json").read_text() == description
         assert len(list(out.iterdir())) == 1
-
-    def test_what_a_killed_run_left_is_swept(self, fused, phantom_bids, client, tmp_path):
-        out = shutil.copytree(fused[0], tmp_path / "out")
-        killed = subprocess.run(
-            [sys.executable, "-c", "import os; print(os.getpid())"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        label = "sub-02_ses-baseline"
-        host = socket.gethostname()
-        stale = out / "scans" / label / f".staging-{host}~{killed}~abc"
-        others = out / "scans" / label / f".staging-elsewhere~{killed}~abc"
-        for folder in (stale, others):
-            (folder / "group").mkdir(parents=True)
-        ff.run(phantom_bids, out, config("average"), client=client)
-        assert not stale.exists()
-        assert others.exists(), "another machine may still be at it"
 
     def test_absurd_frame_durations_stop_nothing(self, phantom_bids, client, tmp_path):
         bids = shutil.copytree(phantom_bids, tmp_path / "bids")

@@ -45,13 +45,13 @@ def test_a_cohort_with_trouble(bids, tmp_path):
     assert "2 fused, 0 unchanged, 1 failed, 1 without a PET/MRI pair" in run.stdout
     assert ff.open_cohort(out).labels == ("sub-01_ses-baseline", "sub-01_ses-followup")
     made = {path.name for path in out.rglob("*") if path.is_file() and "sub-02" in str(path)}
-    assert made == {"failure.json"}
+    assert made == {"attempt.json"}
     assert not (out / "sub-03").exists()
     assert [p for p in out.rglob(".*") if p.name != ".bidsignore"] == []
 
     status = fusionflow("status", out)
     assert status.returncode == 0
-    assert "2 fused (2 with dwt-max), 1 failed" in status.stdout
+    assert "2 done, 1 quarantined" in status.stdout
     assert str(truncated) in status.stdout
 
     # Without the broken one all is well: a subject without a pair is no error.

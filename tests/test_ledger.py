@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +21,18 @@ from strategies import figures, published
 from fusionflow.errors import StoreError
 from fusionflow.io.files import discard, fingerprint, read_json, write_bytes, write_json
 from fusionflow.ledger import (
-    Failure,
     Index,
-    InputFile,
     OutputPaths,
-    Published,
     gather_index,
     publish,
-    read_failure,
+    read_attempt,
     read_index,
     read_published,
     scan_labels,
+    write_attempt,
     write_index,
 )
+from fusionflow.records import Attempt, InputFile, Published
 from fusionflow.summary import metrics_dataset
 
 
@@ -54,9 +53,9 @@ def paths(tmp_path):
 
 
 def fail(paths, label, reason="no T1w"):
-    failure = Failure(label, reason, "InputError", "f" * 64, "2026-01-02T03:04:05Z")
-    write_json(paths.failure(label), asdict(failure))
-    return failure
+    attempt = Attempt(label, "quarantined", reason, "InputError", request="f" * 64)
+    write_attempt(paths, attempt)
+    return attempt
 
 
 class TestWriting:
@@ -149,9 +148,9 @@ class TestReading:
         ("place", "read"),
         [
             (lambda paths: paths.current("sub-01"), lambda p: read_published(p, "sub-01")),
-            (lambda paths: paths.failure("sub-01"), lambda p: read_failure(p, "sub-01")),
+            (lambda paths: paths.attempt("sub-01"), lambda p: read_attempt(p, "sub-01")),
         ],
-        ids=["current", "failure"],
+        ids=["current", "attempt"],
     )
     def test_what_is_no_record_is_named(self, paths, place, read, content):
         path = place(paths)
@@ -212,14 +211,14 @@ class TestRecord:
 
     def test_of_no_scan_is_none(self, paths):
         assert read_published(paths, "sub-01") is None
-        assert read_failure(paths, "sub-01") is None
+        assert read_attempt(paths, "sub-01") is None
 
     def test_publishing_replaces_the_old_one_and_forgets_the_failure(self, paths):
         publish(paths, published(version="v-old"))
         fail(paths, "sub-01")
         publish(paths, published(version="v-new"))
         assert read_published(paths, "sub-01").version == "v-new"
-        assert read_failure(paths, "sub-01") is None
+        assert read_attempt(paths, "sub-01") is None
         assert os.listdir(paths.scan("sub-01")) == ["current.json"]
 
 
@@ -355,7 +354,7 @@ class TestPaths:
         assert paths.index == Path("out/index.json")
         assert paths.group_store == Path("out/group.zarr")
         assert paths.current("sub-01") == scan / "current.json"
-        assert paths.failure("sub-01") == scan / "failure.json"
+        assert paths.attempt("sub-01") == scan / "attempt.json"
         assert paths.version("sub-01", "v-1") == scan / "v-1"
 
     def test_a_staging_folder_is_beside_the_versions_and_hidden(self):

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
-from runs import LABELS, config, leftovers
+from runs import LABELS, config, job_of, leftovers
 from scipy import ndimage
 
 import fusionflow as ff
-from fusionflow import clusters, graph, metrics, runner
+from fusionflow import clusters, graph, metrics
 from fusionflow.config import ClusterOptions, Wavelet
 from fusionflow.errors import (
     ScanNotFoundError,
     StoreError,
 )
+from fusionflow.events import Fused, Planned
 from fusionflow.io import store
 from fusionflow.io.bids import discover
-from fusionflow.ledger import OutputPaths
 
 
 class TestCohort:
@@ -30,7 +30,7 @@ class TestCohort:
         assert sorted(record.label for record in report.fused) == LABELS
         assert not report.failed
         assert not report.unchanged
-        assert sum(isinstance(event, runner.Fused) for event in events) == 4
+        assert sum(isinstance(event, Fused) for event in events) == 4
 
     def test_opens_as_xarray(self, fused):
         out, _, _ = fused
@@ -96,15 +96,9 @@ class TestCohort:
         assert leftovers(fused[0]) == []
 
     def test_a_task_graph_of_at_most_14_tasks(self, phantom_bids, tmp_path):
-        jobs = []
-        original = graph.scan_graph
-        run = runner._CohortRun(
-            phantom_bids, OutputPaths(tmp_path), config(), graph.make_recipe(config().method),
-            lambda _: None, runner.RunReport(),
-        )  # fmt: skip
-        found = discover(phantom_bids)
-        jobs = list(run._planned(iter(found.scans)))
-        assert all(len(original(job).dask) <= 14 for job in jobs)
+        for scan in discover(phantom_bids).scans:
+            job = job_of(scan, phantom_bids, tmp_path)
+            assert len(graph.scan_graph(job).dask) <= 14
 
 
 class TestSummary:
@@ -166,7 +160,7 @@ class TestFiles:
 
     def test_random_weights_are_said_where_they_are_seen(self, fused):
         out, report, events = fused
-        planned = next(event for event in events if isinstance(event, runner.Planned))
+        planned = next(event for event in events if isinstance(event, Planned))
         assert planned.weights.is_random
         folder = out / "sub-02" / "ses-baseline" / "fused"
         sidecar = json.loads((folder / "sub-02_ses-baseline_fused.json").read_text())

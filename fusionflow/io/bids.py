@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionflow.errors import ConfigurationError
+from fusionflow.untrusted import printable, read_bounded
 
 __all__ = ["Discovery", "Excluded", "Scan", "discover"]
 
@@ -56,6 +57,8 @@ _LABEL = r"[0-9A-Za-z+]+"
 _FOLDER = re.compile(rf"(?:sub|ses)-{_LABEL}")
 _NAME = re.compile(rf"((?:[0-9A-Za-z]+-{_LABEL}_)*)([0-9A-Za-z]+)(?:\.nii|\.nii\.gz|\.json)")
 _IMAGES = {"T1w": "anat", "pet": "pet"}
+_MOST_SIDECAR_BYTES = 1 << 24
+_MOST_SIDECAR_LEVELS = 64
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,13 @@ class Discovery:
     scans: tuple[Scan, ...]
     excluded: tuple[Excluded, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Labels of every place, whether it gives a scan or not."""
+        return frozenset(
+            (*(scan.label for scan in self.scans), *(place.label for place in self.excluded))
+        )
 
 
 @dataclass(frozen=True)
@@ -299,7 +309,7 @@ def _place(
         endings = (f"_{suffix}.nii", f"_{suffix}.nii.gz")
         paths = [folder / datatype / name for name in names if name.endswith(endings)]
         images = [image for path in paths if (image := _parse(path)) is not None]
-        unnamed = [path.name for path in paths if _parse(path) is None]
+        unnamed = [printable(path.name) for path in paths if _parse(path) is None]
         for image in images:
             if (image.entities.get("sub"), image.entities.get("ses")) != (subject, session):
                 return _broken(
@@ -360,14 +370,30 @@ def _sidecars(folder: Path, names: Iterable[str]) -> list[_Sidecar]:
 def _read_json(path: Path) -> tuple[dict[str, Any], str | None]:
     """Return the object in a JSON file, or an empty one and what is wrong."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = read_bounded(path, _MOST_SIDECAR_BYTES).decode("utf-8-sig")
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         return {}, f"{path} is not valid JSON and is left out: {error}"
     except OSError as error:
         return {}, f"{path} cannot be read and is left out: {error.strerror or error}"
     if not isinstance(content, dict):
         return {}, f"{path} holds no JSON object and is left out"
+    if _is_deeper(content, _MOST_SIDECAR_LEVELS):  # it could not be sent to a worker
+        return {}, f"{path} is nested more than {_MOST_SIDECAR_LEVELS} deep and is left out"
     return content, None
+
+
+def _is_deeper(content: object, most: int) -> bool:
+    """Say whether lists and objects lie in each other more than so many levels deep."""
+    level = [content]
+    for _ in range(most + 1):
+        level = [
+            item
+            for holder in level
+            if isinstance(holder, dict | list)
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+    return bool(level)
 
 
 def _parse(path: Path) -> _File | None:
@@ -431,7 +457,11 @@ def _broken(label: str, reason: str) -> Excluded:
 
 
 def _bad_label(folder: Path, label: str) -> Excluded:
-    return _broken(label, f"{folder} is not a BIDS name: rename it with letters, digits and + only")
+    # Such a name can hold what a terminal or a log takes for something else.
+    return _broken(
+        printable(label),
+        f"{printable(folder)} is not a BIDS name: rename it with letters, digits and + only",
+    )
 
 
 def _unlisted(label: str, error: OSError) -> Excluded:
@@ -440,4 +470,4 @@ def _unlisted(label: str, error: OSError) -> Excluded:
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {more} more" if more > 0 else "")

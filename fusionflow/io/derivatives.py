@@ -23,6 +23,7 @@ _BIDSIGNORE = """\
 **/fused/
 scans/
 logs/
+run.lock
 index.json
 group*
 """
@@ -34,15 +35,13 @@ def relative_folder(subject: str, session: str | None) -> Path:
     return (folder / f"ses-{session}" if session else folder) / "fused"
 
 
-def write_dataset_files(paths: OutputPaths, source: Path) -> None:
-    """Write ``dataset_description.json`` and ``.bidsignore``.
+def check_folder(paths: OutputPaths) -> None:
+    """Refuse a folder that is a dataset of something else: it must not be overwritten.
 
     Raises
     ------
     ConfigurationError
-        If the folder is a dataset of something else: it must not be overwritten.
-    StoreError
-        If the output folder cannot be written.
+        If it is one.
     """
     description = paths.root / "dataset_description.json"
     if not _is_ours(description):
@@ -50,6 +49,16 @@ def write_dataset_files(paths: OutputPaths, source: Path) -> None:
             f"{paths.root} is a dataset that fusionflow did not make ({description.name})",
             "Choose another output folder",
         )
+
+
+def write_dataset_files(paths: OutputPaths, source: Path) -> None:
+    """Write ``dataset_description.json`` and ``.bidsignore``.
+
+    Raises
+    ------
+    StoreError
+        If the output folder cannot be written.
+    """
     ignored = paths.root / ".bidsignore"
     if not ignored.exists():
         write_bytes(ignored, _BIDSIGNORE.encode())
@@ -69,6 +78,7 @@ def write_dataset_files(paths: OutputPaths, source: Path) -> None:
             "DatasetLinks": {"raw": source.resolve().as_uri()},
             "SourceDatasets": [{"URL": source.resolve().as_uri()}],
         },
+        unless_same=True,
     )
 
 

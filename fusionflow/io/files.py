@@ -1,9 +1,9 @@
-"""Files that are replaced in one step, hashed, locked: what keeping records safely needs."""
+"""Files that are replaced in one step, hashed, flushed: what keeping records safely needs."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import datetime
 import hashlib
 import json
 import logging
@@ -11,13 +11,16 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fusionflow.errors import StoreError
 
 logger = logging.getLogger(__name__)
+
+#: How the names begin of files and folders that are not finished; a run that dies leaves them.
+UNFINISHED = ".unfinished-"
 
 
 def file_sha256(path: Path) -> str:
@@ -47,8 +50,25 @@ def _encode(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:  # noqa: ANN401
+def write_json(
+    path: Path,
+    content: Any,  # noqa: ANN401
+    *,
+    indent: int | None = 2,
+    unless_same: bool = False,
+) -> None:
     """Replace a JSON file in one step: a reader finds the old or the new one, whole.
+
+    Parameters
+    ----------
+    path : Path
+        The file; folders above it are made.
+    content : mapping, list or scalar
+        What JSON can hold; NaN becomes null, infinities text.
+    indent : int, optional
+        As in `json.dumps`.
+    unless_same : bool
+        Leave a file that holds just that as it is.
 
     Raises
     ------
@@ -56,7 +76,12 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:  # 
         If it cannot be written; the old file is then as it was.
     """
     text = json.dumps(_encode(content), indent=indent, allow_nan=False) + "\n"
-    write_bytes(path, text.encode())
+    data = text.encode()
+    if unless_same:
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == data:
+                return
+    write_bytes(path, data)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -67,7 +92,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     StoreError
         If it cannot be written; the old file is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -75,6 +100,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+        flush(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -101,18 +127,25 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         raise StoreError(f"Cannot read {path}: {error}", "Remove it and run again") from error
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder while it is changed: a second run at the same time waits its turn.
+def flush_tree(folder: Path) -> None:
+    """Let every file and folder below `folder`, and itself, reach the disk."""
+    for place, _, names in os.walk(folder):
+        for path in (*(os.path.join(place, name) for name in names), place):
+            flush(Path(path))
 
-    On a file system without locks it goes on, with a warning.
-    """
-    with (folder / "lock").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): let only one run write it", folder, error)
-        yield
+
+def flush(path: Path) -> None:
+    """Let a file, or the names in a folder, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def utc_now() -> str:
+    """Return the time as records have it, ISO 8601 in UTC to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def discard(folder: Path) -> None:

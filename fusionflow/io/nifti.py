@@ -34,6 +34,7 @@ from fusionflow.io.nifti_header import (
     header_like,
     parse_header,
 )
+from fusionflow.untrusted import open_file
 
 __all__ = [
     "Affine",
@@ -48,6 +49,8 @@ __all__ = [
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
+#: Bytes that may follow the voxels, beyond as many as those are themselves.
+_MOST_AFTER = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +99,15 @@ def read_header(path: str | os.PathLike[str]) -> ImageHeader:
         If the file cannot be read, is not a single-file NIfTI, or claims something impossible.
     """
     path = Path(path)
-    with _saying_what_is_wrong(path), path.open("rb") as stored:
-        stream, compressed = _content(stored)
-        return parse_header(
-            path, stream.read(HEADER_BYTES), os.fstat(stored.fileno()).st_size, compressed
-        )
+    with _saying_what_is_wrong(path), open_file(path) as stored:
+        return _header_of(path, stored)[1]
+
+
+def _header_of(path: Path, stored: BinaryIO) -> tuple[BinaryIO, ImageHeader]:
+    """Return a stream of the uncompressed bytes of an open file, and its header."""
+    stream, compressed = _content(stored)
+    size = os.fstat(stored.fileno()).st_size
+    return stream, parse_header(path, stream.read(HEADER_BYTES), size, compressed)
 
 
 def read_volume(
@@ -129,15 +136,15 @@ def read_volume(
         as frames.
     """
     path = Path(path)
-    with _saying_what_is_wrong(path):
-        stored = path.read_bytes()
-        stream, compressed = _content(io.BytesIO(stored))
-        header = parse_header(path, stream.read(HEADER_BYTES), len(stored), compressed)
+    with _saying_what_is_wrong(path), open_file(path) as file:
+        stream, header = _header_of(path, file)  # before anything is read that takes room
         weights, notes = _frame_weights(path, header, frame_durations)
+        file.seek(0)
+        stored = file.read()
+        stream, _ = _content(io.BytesIO(stored))
         stream.seek(header.offset)
         values = _mean_frame(stream, header, weights)
-        while stream.read(_CHUNK):  # to the end, so that gzip checks its checksum
-            pass
+        _read_to_end(path, stream, header.data_bytes + _MOST_AFTER)
 
     finite = np.isfinite(values)
     nonfinite = values.size - int(np.count_nonzero(finite))
@@ -237,6 +244,11 @@ def _saying_what_is_wrong(path: Path) -> Iterator[None]:
         raise ImageError(f"{path} is not there", "Check the path") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ImageError(f"{path} is truncated or damaged: {error}", AGAIN) from error
+    except MemoryError as error:
+        raise ImageError(
+            f"{path} does not fit in the memory of this machine",
+            "Check that its size is meant, and give each worker more memory",
+        ) from error
     except OSError as error:
         raise ImageError(
             f"{path} cannot be read: {error.strerror or error}",
@@ -253,6 +265,14 @@ def _content(stored: BinaryIO) -> tuple[BinaryIO, bool]:
     return stored, False
 
 
+def _read_to_end(path: Path, stream: BinaryIO, most: int) -> None:
+    """Read what follows the voxels, so that gzip checks its checksum, but not without end."""
+    while got := len(stream.read(_CHUNK)):
+        most -= got
+        if most < 0:
+            raise ImageError(f"{path} goes on long after its last voxel", AGAIN)
+
+
 def _frame_weights(
     path: Path, header: ImageHeader, durations: Sequence[float] | None
 ) -> tuple[list[float], tuple[str, ...]]:
@@ -267,7 +287,10 @@ def _frame_weights(
             f"{path} has {n} frames, but {len(durations)} frame durations are given",
             "Correct FrameDuration in its sidecar",
         )
-    total = math.fsum(durations)
+    try:
+        total = math.fsum(durations)
+    except OverflowError:
+        total = math.inf
     if not (math.isfinite(total) and min(durations) >= 0 and total > 0):
         raise ImageError(
             f"{path} has frame durations that are not positive seconds: {list(durations)}",

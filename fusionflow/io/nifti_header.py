@@ -27,6 +27,15 @@ HEADER_BYTES = 540  # of NIfTI-2, the longer one
 
 # DEFLATE cannot do better: a match of 258 bytes costs two bits at least (zlib technical notes).
 _MOST_EXPANSION = 1032
+# Images that were measured are noise where they are not empty: they shrink to a tenth, rarely to a
+# fiftieth. What shrinks more and is large was made to fill memory.
+_USUAL_EXPANSION = 250
+_LARGE_BYTES = 1 << 28
+# A head at 0.2 mm has 1e9 voxels; conforming takes some 20 bytes for each.
+_MOST_VOXELS = 1 << 30
+# A voxel may be an electron microscope's or a whale's, but not these.
+_SMALLEST_MM, _LARGEST_MM = 1e-6, 1e6
+_FARTHEST_MM = 1e9
 _ALIGNED = 2
 _LAST_CODE = 5
 _FLAT = 1e-6
@@ -131,6 +140,11 @@ class ImageHeader:
         return i, j, k
 
     @property
+    def data_bytes(self) -> int:
+        """Bytes that the voxels of all frames take, uncompressed."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
     def n_frames(self) -> int:
         """Number of frames; 1 for a 3-D image."""
         return self.shape[3] if len(self.shape) == 4 else 1
@@ -180,6 +194,15 @@ def parse_header(path: Path, head: bytes, size: int, compressed: bool) -> ImageH
             f"{path} claims {claimed} bytes (shape {shape}, {dtype.name}), which the {size} bytes "
             "on disk cannot hold: it is truncated, or its header is damaged",
             AGAIN,
+        )
+    taken = offset + math.prod(shape) * max(dtype.itemsize, 4)  # float32 at the least
+    if math.prod(shape[:3]) > _MOST_VOXELS or (
+        compressed and taken > max(_LARGE_BYTES, size * _USUAL_EXPANSION)
+    ):
+        raise ImageError(
+            f"{path} would take {taken} bytes of memory (shape {shape}) from {size} bytes on disk, "
+            "more than an image that was measured",
+            "Check where it comes from; crop or resample it if its size is meant",
         )
     orientation, notes = _orientation(path, header, shape[:3])
     return ImageHeader(shape, dtype, slope, intercept, offset, orientation, notes)
@@ -236,12 +259,15 @@ def _orientation(
         )
     # Column by column, so that small voxels are not taken for none.
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(affine).all() and sizes.all()) or (
-        abs(np.linalg.det(affine[:3, :3] / sizes)) < _FLAT
+    if (
+        not np.isfinite(affine).all()
+        or not ((sizes >= _SMALLEST_MM) & (sizes <= _LARGEST_MM)).all()
+        or np.abs(affine[:3, 3]).max() > _FARTHEST_MM
+        or abs(np.linalg.det(affine[:3, :3] / sizes)) < _FLAT
     ):
         raise ImageError(
             f"{path} is placed by an affine that is not valid (voxels of size "
-            f"{' x '.join(f'{size:g}' for size in sizes)} mm, or axes that coincide)",
+            f"{' x '.join(f'{size:g}' for size in sizes)} mm, axes that coincide, or far away)",
             "Convert it again, or copy a valid qform to its sform or the other way round",
         )
     i, j, k = shape

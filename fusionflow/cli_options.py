@@ -1,0 +1,136 @@
+"""Options that several commands of a run share, and how they become a configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fusionflow import cli_tools
+from fusionflow.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fusionflow.config import RunConfig
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+EXISTING_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+VERBOSE = click.option("-v", "--verbose", count=True, help="Say more; -vv for tracebacks.")
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, or a number with a unit: ``90``, ``30s``, ``15m``, ``2h``."""
+
+    name = "duration"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Return seconds."""
+        from dask.utils import parse_timedelta
+
+        try:
+            seconds = float(parse_timedelta(value))
+        except (KeyError, ValueError, TypeError):
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            self.fail(f"{value!r} is no time; write 90, 30s, 15m or 2h", param, ctx)
+        return seconds
+
+
+_RUN_OPTIONS = (
+    click.option(
+        "--participant-label", multiple=True, metavar="LABEL", help="Only these subjects."
+    ),
+    click.option("--session-label", multiple=True, metavar="LABEL", help="Only these sessions."),
+    click.option("--method", metavar="NAME", help="How to fuse; see --list-methods."),
+    click.option(
+        "--weights",
+        metavar="WHICH",
+        help="Pretrained weights: a file, `torchvision`, or random:SEED to try without.",
+    ),
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="YAML file with any option; options given here win over it.",
+    ),
+    click.option(
+        "--n-workers", type=click.IntRange(1), help="Worker processes (default: the cores)."
+    ),
+    click.option("--mem-mb", type=click.IntRange(256), help="Memory for all workers together, MB."),
+    click.option("--work-dir", type=FOLDER, help="Where workers may spill to disk."),
+    cli_tools.OFFLINE,
+    click.option(
+        "--cluster", metavar="ADDRESS", help="A running Dask scheduler, tcp:// or tls://HOST:PORT."
+    ),
+    click.option(
+        "--allow-plain-tcp",
+        is_flag=True,
+        help="Reach a scheduler on another machine without TLS: anybody on the network between "
+        "can then read the images and run code on both sides.",
+    ),
+    click.option(
+        "--time-limit",
+        type=Duration(),
+        metavar="TIME",
+        help="How long a scan may be in flight before its workers are restarted (default: 2h).",
+    ),
+    VERBOSE,
+)
+
+
+def run_options(command: _Command) -> _Command:
+    """Add the options of a run to a command."""
+    for option in reversed(_RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def log(verbose: int) -> None:
+    """Show more of what happens, on the standard error stream."""
+    logger = logging.getLogger("fusionflow")
+    if not logger.handlers:  # not the root logger's: Dask's own messages keep their levels
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+
+
+def labels(value: tuple[str, ...]) -> list[str]:
+    """Accept a repeated option as well as a list with commas or spaces."""
+    return [label for item in value for label in item.replace(",", " ").split()]
+
+
+def configured(options: dict[str, Any]) -> RunConfig:
+    """Join the YAML file and the options of the command line."""
+    from fusionflow.config import RunConfig, load_config, named_method, validated
+
+    config = load_config(options["config"]) if options["config"] else RunConfig()
+    content = config.model_dump()
+    if options["method"]:
+        content["method"] = named_method(options["method"]).model_dump()
+    if options["weights"]:
+        if content["method"]["backbone"] is None:
+            raise ConfigurationError(
+                f"Method {content['method']['name']} reads no network, so --weights means nothing"
+            )
+        content["method"]["weights"] = options["weights"]
+    for option, name in (
+        ("n_workers", "n_workers"),
+        ("mem_mb", "memory_mb"),
+        ("work_dir", "work_dir"),
+        ("cluster", "address"),
+        ("time_limit", "time_limit"),
+        ("allow_plain_tcp", "allow_plain_tcp"),
+    ):
+        if options[option]:
+            content["cluster"][name] = options[option]
+    return validated(content, "options")

@@ -1,0 +1,270 @@
+"""A bounded window of scans on a cluster, and what happens to those in trouble.
+
+Dask runs a task again when its worker dies. What is beyond that is dealt with here, a scan at a
+time: an error that may pass is tried once more; a scan whose workers died, ran out of memory or
+hang is tried once more with nothing beside it, since its neighbours may have been at fault; and
+a scan that fails twice, or is at fault itself, is given up, the others never noticing.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import distributed
+from distributed.scheduler import KilledWorker
+
+from fusionflow.errors import ClusterError, FusionflowError, LockedError
+from fusionflow.graph import scan_graph
+from fusionflow.io.files import discard
+from fusionflow.records import Published
+from fusionflow.stages import Job
+from fusionflow.trouble import Trouble, Verdict, took_too_long, understand
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the clock, the lock and the cluster.
+_TICK = 1.0
+#: Seconds between two looks for workers, and to wait for one.
+_WORKERS_EVERY = 10.0
+_WORKERS_PATIENCE = 300.0
+#: Seconds for a worker to restart.
+_RESTART = 30.0
+#: Where nannies say that they ended a worker for its memory.
+_MEMORY_TOPIC = "worker-restart-memory"
+#: Attempts that came to no end, after which a scan only runs with nothing beside it.
+_SUSPECT = 3
+
+
+class Ground(Protocol):
+    """What a flight reports to."""
+
+    def publish(self, job: Job, record: Published) -> None:
+        """Publish a scan."""
+
+    def try_again(self, job: Job, trouble: Trouble, *, alone: bool) -> Job:
+        """Return a new attempt at a scan."""
+
+    def give_up(self, job: Job, trouble: Trouble) -> None:
+        """Write down why a scan is not fused."""
+
+    def look_after(self) -> None:
+        """See to what is not a scan's, about every second; what it raises stops the flight."""
+
+
+@dataclass(frozen=True)
+class _Aloft:
+    job: Job
+    deadline: float
+
+
+class Flight:
+    """Keeps a window of scans in flight.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        The cluster.
+    ground : Ground
+        Told of what happens.
+    window : int or None
+        Most scans in flight; None follows the workers that there are.
+    time_limit : float or None
+        Seconds that a scan may be in flight.
+    """
+
+    def __init__(
+        self,
+        client: distributed.Client,
+        ground: Ground,
+        window: int | None,
+        time_limit: float | None,
+    ) -> None:
+        self.client, self.ground = client, ground
+        self._wanted = window
+        self.window = window or self._room()
+        self.time_limit = time_limit
+        self._aloft: dict[distributed.Future, _Aloft] = {}
+        self._landed: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
+        self._again: deque[Job] = deque()
+        self._alone: deque[Job] = deque()
+        self._tried: set[str] = set()
+        self._sent = 0
+        self._workers_seen = self._workers_asked = time.monotonic()
+
+    @property
+    def unfinished(self) -> list[Job]:
+        """The scans in flight, and those that were to be tried again."""
+        return [*(item.job for item in self._aloft.values()), *self._again, *self._alone]
+
+    def fly(self, jobs: Iterable[Job]) -> None:
+        """Bring every scan to an end.
+
+        Parameters
+        ----------
+        jobs : iterable of Job
+            Taken one at a time, as there is room.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler, or every worker, is gone.
+        FusionflowError
+            If every further scan would fail as well.
+        """
+        try:
+            waiting = self._sorted_out(iter(jobs))
+            while self._fill(waiting):
+                self._await_one()
+        finally:
+            if self._aloft and self.client.status == "running":
+                self.client.cancel(list(self._aloft))
+
+    def _sorted_out(self, jobs: Iterator[Job]) -> Iterator[Job]:
+        """Yield scans; put off those that never came to an end, perhaps for their own doing."""
+        for job in jobs:
+            if job.begun.attempt > _SUSPECT:
+                self._alone.append(job)
+            else:
+                yield job
+
+    def _fill(self, jobs: Iterator[Job]) -> bool:
+        """Send scans up while there is room; False if none is left at all."""
+        while len(self._aloft) < self.window:
+            job = self._again.popleft() if self._again else next(jobs, None)
+            if job is None:
+                break
+            self._send(job)
+        if not self._aloft and self._alone:
+            self._send(self._alone.popleft())
+        return bool(self._aloft)
+
+    def _send(self, job: Job) -> None:
+        self._sent += 1  # first come, first done: else all would end together
+        future = self.client.compute(scan_graph(job), optimize_graph=False, priority=-self._sent)
+        limit = self.time_limit
+        deadline = float("inf") if limit is None else time.monotonic() + limit
+        self._aloft[future] = _Aloft(job, deadline)
+        future.add_done_callback(self._landed.put)
+
+    def _await_one(self) -> None:
+        """Wait for a scan to land, a tick at most, and look after the rest."""
+        try:
+            future = self._landed.get(timeout=_TICK)
+        except queue.Empty:
+            pass
+        else:
+            if (item := self._aloft.pop(future, None)) is not None:
+                self._take(future, item.job)
+            del future  # releases what the scheduler still holds of the scan
+        self.ground.look_after()
+        self._check_cluster()
+        self._end_overdue()
+
+    def _take(self, future: distributed.Future, job: Job) -> None:
+        """Deal with a scan that came to an end."""
+        if future.status == "finished":
+            try:
+                self.ground.publish(job, future.result())
+            except LockedError:
+                discard(job.staging)
+                raise
+            except FusionflowError as refused:
+                discard(job.staging)
+                self._deal_with(job, understand(refused))
+            return
+        if future.status != "error" and self.client.status != "running":
+            self._aloft[future] = _Aloft(job, 0.0)  # still to be cleaned up
+            self._raise_lost()
+        error = future.exception() if future.status == "error" else None
+        discard(job.staging)
+        self._deal_with(job, understand(error, future.status, self._short_of_memory(error)))
+
+    def _deal_with(self, job: Job, trouble: Trouble) -> None:
+        verdict, label = trouble.verdict, job.scan.label
+        if verdict in (Verdict.AGAIN, Verdict.ALONE) and label not in self._tried:
+            self._tried.add(label)
+            alone = verdict is Verdict.ALONE
+            try:
+                again = self.ground.try_again(job, trouble, alone=alone)
+            except FusionflowError as another:
+                trouble = understand(another)
+            else:
+                (self._alone if alone else self._again).append(again)
+                return
+        self.ground.give_up(job, trouble)
+        if verdict is Verdict.STOP:
+            raise FusionflowError(f"{label}: {trouble.reason}", "Every scan would meet this")
+
+    def _end_overdue(self) -> None:
+        """Give up scans that hang, and restart the workers they hang on."""
+        now = time.monotonic()
+        overdue = {future: item for future, item in self._aloft.items() if now > item.deadline}
+        if not overdue or self.time_limit is None:
+            return
+        tokens = [item.job.token for item in overdue.values()]
+        stuck = [
+            address
+            for address, keys in self.client.processing().items()
+            if any(token in str(key) for key in keys for token in tokens)
+        ]
+        self.client.cancel(list(overdue), force=True)
+        if stuck:
+            logger.info("restarting %s: over the time limit", ", ".join(stuck))
+            self.client.restart_workers(stuck, timeout=_RESTART, raise_for_error=False)
+        for future, item in overdue.items():
+            del self._aloft[future]
+            discard(item.job.staging)
+            self._deal_with(item.job, took_too_long(self.time_limit))
+
+    def _check_cluster(self) -> None:
+        """Stop if the scheduler or all workers are gone.
+
+        Raises
+        ------
+        ClusterError
+            If they are.
+        """
+        now = time.monotonic()
+        if self.client.status != "running":
+            self._raise_lost()
+        if now - self._workers_asked < _WORKERS_EVERY:
+            return
+        self._workers_asked = now
+        if self.client.scheduler_info(n_workers=-1)["workers"]:
+            self._workers_seen = now
+            self.window = self._wanted or self._room()
+        elif now - self._workers_seen > _WORKERS_PATIENCE:
+            raise ClusterError(
+                f"The cluster has had no worker for {_WORKERS_PATIENCE:.0f} s",
+                "What is published stays. Start workers and run again to go on",
+            )
+
+    def _raise_lost(self) -> None:
+        raise ClusterError(
+            f"The scheduler {self.client.scheduler.address if self.client.scheduler else ''} is "
+            "gone",
+            "What is published stays; run again to go on",
+        )
+
+    def _short_of_memory(self, error: BaseException | None) -> set[str]:
+        """Return the workers that their nannies ended for their memory, if one died at all."""
+        if not isinstance(error, KilledWorker):
+            return set()
+        for patience in (0.5, 0.0):  # its nanny's word may still be on the way
+            events = self.client.get_events(_MEMORY_TOPIC) or ()
+            ended = {str(message.get("worker")) for _, message in events}
+            if error.last_worker.address in ended:
+                break
+            time.sleep(patience)
+        return ended
+
+    def _room(self) -> int:
+        """Return how many scans to have in flight: two for each task that can run at a time."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return max(2, 2 * sum(worker["nthreads"] for worker in workers))

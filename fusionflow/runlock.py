@@ -1,0 +1,323 @@
+"""One run at a time in an output folder: who holds it, since when, and whether it still lives.
+
+``OUT/run.lock`` names the holder. Three things say whether it lives, the strongest first: an
+``flock`` on the file, which the kernel lets go when the process ends; the process itself, on the
+same machine; and the file's time, renewed every few seconds, on file systems and machines where
+neither reaches. A lock whose holder is gone is taken over. A holder that was asleep for so long
+that this happened finds out before it publishes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from fusionflow.errors import LockedError, StoreError
+from fusionflow.io.files import UNFINISHED, utc_now
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two signs of life.
+HEARTBEAT = 10.0
+#: Seconds without one after which a holder that cannot be asked otherwise counts as gone.
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds an output folder.
+
+    Attributes
+    ----------
+    run : str
+        Which run.
+    user, host : str
+        Whose, and where.
+    pid : int
+        Its process.
+    process_started : float
+        When that process began, seconds since the epoch: process ids are given out again.
+    machine : str
+        Boot of the machine and its name space of processes: where `pid` means something.
+    since : str
+        When it took hold, ISO 8601 in UTC.
+    """
+
+    run: str
+    user: str
+    host: str
+    pid: int
+    process_started: float
+    machine: str
+    since: str
+
+    def __str__(self) -> str:
+        """Return who and since when, for people."""
+        return f"{self.user} on {self.host}, process {self.pid}, since {self.since}"
+
+    @classmethod
+    def me(cls, run: str) -> Holder:
+        """Return this process as a holder."""
+        return cls(
+            run=run,
+            user=_user(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            process_started=psutil.Process().create_time(),
+            machine=_machine(),
+            since=utc_now(),
+        )
+
+    def is_alive_here(self) -> bool | None:
+        """Whether the process lives; None if it is of another machine or container."""
+        if self.machine != _machine():
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.process_started) < 2
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
+
+
+def _machine() -> str:
+    """Return what tells boots of machines and name spaces of processes apart."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Return who a lock file names; None if there is none, or it names nobody."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(**{item.name: content[item.name] for item in fields(Holder)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def living_holder(path: Path) -> Holder | None:
+    """Return who holds a lock, as far as can be said without waiting; None if nobody does."""
+    holder = read_holder(path)
+    if holder is None or holder.is_alive_here() is False:
+        return None
+    with contextlib.suppress(OSError):
+        if holder.is_alive_here() or time.time() - path.stat().st_mtime < PATIENCE:
+            return holder
+    return None
+
+
+class RunLock:
+    """Holds an output folder for one run; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+        The lock file; its folder exists.
+    run : str
+        Which run.
+    on_wait : callable, optional
+        Told, before it waits, whom it waits for and for how many seconds at most.
+
+    Raises
+    ------
+    LockedError
+        On entering, if another run holds the folder; it says who and since when.
+    StoreError
+        On entering, if the folder cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, run: str, on_wait: Callable[[Holder, float], None] | None = None
+    ) -> None:
+        self.path, self.run = path, run
+        self.on_wait = on_wait or (lambda holder, seconds: None)
+        #: Who held the folder before and did not end well.
+        self.taken_from: Holder | None = None
+        self._descriptor = -1
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take hold."""
+        try:
+            while not self._try():
+                pass
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write {self.path}: {error.strerror or error}",
+                "Check space and permissions",
+            ) from error
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let go."""
+        self._ended.set()
+        self._heart.join()
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                self.path.unlink()
+        os.close(self._descriptor)
+
+    def check(self) -> None:
+        """Make sure that the folder is still held.
+
+        Raises
+        ------
+        LockedError
+            If another run took over.
+        """
+        if not self._is_ours():
+            other = read_holder(self.path)
+            raise LockedError(
+                f"{self.path.parent} was taken over"
+                + (f" by {other}" if other else ", or its run.lock removed")
+                + ": this run gave no sign of life for too long",
+                "Nothing is lost. Run again when the other run is done",
+            )
+
+    def _is_ours(self) -> bool:
+        try:
+            there, held = os.stat(self.path), os.fstat(self._descriptor)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+    def _try(self) -> bool:
+        """Take hold if nobody has it; False if it changed meanwhile and is to be tried again."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return self._put(_link)
+        try:
+            if not _flock(descriptor):
+                raise self._locked()
+            there = os.stat(self.path)
+            if there.st_ino != os.fstat(descriptor).st_ino:
+                return False
+            holder = read_holder(self.path)
+            if holder is not None:
+                self._make_sure_it_is_gone(holder, descriptor)
+                self.taken_from = holder
+            return self._put(os.replace)
+        except FileNotFoundError:  # its holder let go
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _put(self, into_place: Callable[[Path, Path], None]) -> bool:
+        """Write a lock file of our own, lock it, and move it into place."""
+        aside = self.path.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{self.path.name}")
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, json.dumps(asdict(Holder.me(self.run)), indent=2).encode())
+            _flock(descriptor)
+            into_place(aside, self.path)
+        except FileExistsError:
+            os.close(descriptor)
+            return False
+        except BaseException:
+            os.close(descriptor)
+            raise
+        finally:
+            aside.unlink(missing_ok=True)
+        self._descriptor = descriptor
+        return True
+
+    def _make_sure_it_is_gone(self, holder: Holder, descriptor: int) -> None:
+        """Return once the holder of a lock that nothing in the kernel holds is known to be gone."""
+        alive = holder.is_alive_here()
+        if alive:  # on a file system that does not lock
+            raise self._locked()
+        if alive is None:
+            left = PATIENCE - _age(self.path)
+            if left <= 0:
+                return
+            before = os.fstat(descriptor).st_mtime_ns
+            self.on_wait(holder, left)
+            until = time.monotonic() + left
+            while time.monotonic() < until:
+                time.sleep(min(1.0, PATIENCE / 10))
+                if os.stat(self.path).st_mtime_ns != before:
+                    raise self._locked()
+
+    def _locked(self) -> LockedError:
+        holder = read_holder(self.path)
+        who = f"by {holder}" if holder else "by another run"
+        return LockedError(f"{self.path.parent} is being written {who}", "Run again when it ended")
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT):
+            try:
+                os.utime(self._descriptor)
+            except OSError as error:
+                logger.debug("no sign of life in %s: %s", self.path, error)
+
+
+def _link(aside: Path, path: Path) -> None:
+    """Give a file a name that is not taken."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        aside.rename(path)
+
+
+def _flock(descriptor: int) -> bool:
+    """Lock a file; False if another process has it. True, too, where nothing can be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.debug("this file system does not lock: %s", error)
+    return True
+
+
+def _age(path: Path) -> float:
+    """Return the seconds since a file's last change, by the clock of its file system."""
+    probe = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-clock")
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        return now - path.stat().st_mtime
+    except OSError:
+        return time.time() - path.stat().st_mtime if path.exists() else PATIENCE
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""Where every scan stands: what is to be made, and why."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fusionflow import __version__
+from fusionflow.config import RunConfig
+from fusionflow.errors import FusionflowError, StoreError
+from fusionflow.io.bids import Discovery, Scan
+from fusionflow.io.files import fingerprint
+from fusionflow.ledger import OutputPaths, read_attempt, read_published, scan_labels
+from fusionflow.records import Attempt, Published, Stamp
+from fusionflow.weights import Weights
+
+#: Of a scan. ``waiting``: its files may still be on their way. ``removed``: the input no longer
+#: has it.
+State = Literal["new", "running", "done", "failed", "stale", "quarantined", "waiting", "removed"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a scan stands.
+
+    Attributes
+    ----------
+    label : str
+        Which scan.
+    state : str
+        One of `State`.
+    why : str
+        Why it is to be made, or is not; empty if it is done.
+    scan : Scan or None
+        What the input has; None if it is removed.
+    record : Published or None
+        What is published.
+    attempt : Attempt or None
+        What was tried since.
+    tried : int
+        How many times this very thing was tried and came to nothing.
+    """
+
+    label: str
+    state: State
+    why: str = ""
+    scan: Scan | None = None
+    record: Published | None = None
+    attempt: Attempt | None = None
+    tried: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a run makes it unless told otherwise."""
+        return self.state in ("new", "failed", "stale")
+
+
+def request_of(config: RunConfig, weights: Weights | None) -> str:
+    """Return the fingerprint of all that a run asks for: method, weights and preparation."""
+    return fingerprint(
+        config.method.fingerprint(weights.identity if weights else None),
+        config.conform.canonical(),
+        config.region,
+    )
+
+
+def new_attempt(scan: Scan, source: Path, request: str) -> Attempt:
+    """Return an attempt at a scan as its files are now."""
+    return Attempt(
+        scan.label,
+        "running",
+        request=request,
+        inputs=tuple(Stamp.of(path, source) for path in (scan.t1w, scan.pet)),
+        software=__version__,
+    )
+
+
+def standing(
+    paths: OutputPaths,
+    scan: Scan,
+    source: Path,
+    request: str,
+    *,
+    live_run: str | None = None,
+    settle: float = 0,
+) -> Standing:
+    """Say where a scan of the input stands.
+
+    Parameters
+    ----------
+    paths : OutputPaths
+        The output folder.
+    scan : Scan
+        Which scan.
+    source : Path
+        Root of the input.
+    request : str
+        Fingerprint of what is asked for.
+    live_run : str, optional
+        The run that is at work now.
+    settle : float
+        Seconds that the files of a scan must have been left alone.
+    """
+    label, damaged = scan.label, None
+    record: Published | None = None
+    try:
+        record = read_published(paths, label)
+    except StoreError as error:  # a damaged record is replaced by a new one
+        damaged = str(error)
+    try:
+        attempt = read_attempt(paths, label)
+    except StoreError:
+        attempt = None  # it decides nothing that could be lost
+
+    def at(state: State, why: str = "", tried: int = 0) -> Standing:
+        return Standing(label, state, why, scan, record, attempt, tried)
+
+    why = damaged if record is None else _why_not(record, paths, scan, source, request)
+    if record is not None and why is None:
+        return at("done")
+    if attempt is not None and attempt.state == "running" and attempt.run == live_run is not None:
+        return at("running", f"since {attempt.started}")
+    if settle > 0 and (moving := _changed_lately(scan, settle)):
+        return at("waiting", moving)
+    if attempt is not None and attempt.is_about(new_attempt(scan, source, request)):
+        tried = attempt.attempt
+        if attempt.state == "quarantined":
+            return at("quarantined", attempt.reason, tried)
+        if attempt.state == "failed":
+            return at("failed", f"failed before: {attempt.reason}", tried)
+        return at("failed", "it was in the making when a run was cut off", tried)
+    if why is None:
+        return at("new", "new")
+    return at("stale", why)
+
+
+def _why_not(
+    record: Published, paths: OutputPaths, scan: Scan, source: Path, request: str
+) -> str | None:
+    """Say why what is published is not what is asked for; None if it is."""
+    why = record.why_not(request, source, (scan.t1w, scan.pet), scan.frame_durations)
+    if why is not None:
+        return why
+    for item in (*record.stored, *record.outputs):
+        if not item.is_there(paths.root):
+            return f"{item.path} is missing or damaged"
+    return None
+
+
+def _changed_lately(scan: Scan, settle: float) -> str | None:
+    """Say which file changed less than `settle` seconds ago, by what the system last noted."""
+    now = time.time()
+    for path in (scan.t1w, scan.pet):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            return f"{path.name} cannot be looked at: {error.strerror}"
+        age = now - status.st_ctime  # cannot be set, unlike the time of modification
+        if age < settle:
+            return f"{path.name} changed {max(age, 0):.0f} s ago"
+    return None
+
+
+def survey(
+    paths: OutputPaths,
+    source: Path,
+    scans: Sequence[Scan],
+    request: str,
+    *,
+    live_run: str | None = None,
+    settle: float = 0,
+) -> Iterator[Standing]:
+    """Yield where each scan of the input stands, one at a time as it is asked for.
+
+    A scan whose files cannot even be looked at is `failed`, with the reason.
+    """
+    for scan in scans:
+        try:
+            yield standing(paths, scan, source, request, live_run=live_run, settle=settle)
+        except (OSError, FusionflowError) as error:
+            yield Standing(scan.label, "failed", str(error), scan)
+
+
+def removed_labels(paths: OutputPaths, found: Discovery) -> tuple[str, ...]:
+    """Return the labels of published scans that a whole input no longer has."""
+    held = found.labels
+    return tuple(
+        label for label in scan_labels(paths) if label not in held and paths.current(label).exists()
+    )
