@@ -14,8 +14,8 @@ import xarray as xr
 import zarr
 
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
-from fusionflow.io.files import UNFINISHED, fingerprint, write_bytes
-from fusionflow.ledger import Index, OutputPaths, read_index
+from fusionflow.io.files import UNFINISHED, file_sha256, fingerprint, write_bytes
+from fusionflow.ledger import OutputPaths, read_index
 from fusionflow.records import Attempt, Published
 from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
 
@@ -223,22 +223,16 @@ def summarise(cohort: Cohort | str | PathLike[str]) -> xr.DataTree:
 
 
 def write_summary(
-    paths: OutputPaths,
-    index: Index,
-    *,
-    present: Collection[str] | None = None,
-    request: str | None = None,
+    paths: OutputPaths, *, present: Collection[str] | None = None, request: str | None = None
 ) -> tuple[xr.DataTree | None, dict[str, str]]:
     """Summarise published scans into ``group.zarr`` and the ``group_*.tsv`` tables.
 
-    What is there already and says the same stays as it is.
+    If they were made of this very index and for the same question, they stay as they are.
 
     Parameters
     ----------
     paths : OutputPaths
-        The output folder.
-    index : Index
-        Its records.
+        The output folder, with its index.
     present : collection of str, optional
         Labels of the scans that the input has; others are left out.
     request : str, optional
@@ -247,7 +241,7 @@ def write_summary(
     Returns
     -------
     DataTree or None
-        What was written; None if no scan was made as `request` says, and then nothing is touched.
+        What is there now; None if no scan was made as `request` says, and then nothing is touched.
     dict
         Label -> why a published scan is not part of it.
 
@@ -258,8 +252,13 @@ def write_summary(
     StoreError
         If it cannot be written.
     """
+    asked = fingerprint(file_sha256(paths.index), request or "", *sorted(present or ()))
+    if (written := _as_written(paths, asked)) is not None:
+        return written, dict(written.attrs["left_out"])
+    index = read_index(paths)
     failed = {failure.label for failure in index.failures}
-    chosen, left_out = [], {}
+    chosen: list[Published] = []
+    left_out: dict[str, str] = {}
     for record in index.published:
         if present is not None and record.label not in present:
             left_out[record.label] = "the input no longer has it"
@@ -272,9 +271,7 @@ def write_summary(
     if not chosen and request is not None:
         return None, left_out
     summary = summarise_records(chosen)
-    summary.attrs["records"] = fingerprint(*(repr(record) for record in chosen))
-    if _is_written(paths, summary):
-        return summary, left_out
+    summary.attrs |= {"asked": asked, "left_out": left_out}
     _replace_store(paths, summary)
     for name, table in zip(_TABLES, (cohort_table(summary), scan_table(summary)), strict=True):
         text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
@@ -285,15 +282,17 @@ def write_summary(
 _TABLES = ("group_metrics.tsv", "group_scans.tsv")
 
 
-def _is_written(paths: OutputPaths, summary: xr.DataTree) -> bool:
-    """Whether the summary of these very records is there."""
+def _as_written(paths: OutputPaths, asked: str) -> xr.DataTree | None:
+    """Return the summary that is there, if it answers just what is asked."""
     if not all((paths.root / name).exists() for name in _TABLES):
-        return False
+        return None
     try:
-        attributes = zarr.open_group(paths.group_store, mode="r", zarr_format=3).attrs
-        return attributes.get("records") == summary.attrs["records"]
+        if zarr.open_group(paths.group_store, mode="r", zarr_format=3).attrs["asked"] != asked:
+            return None
+        with xr.open_datatree(paths.group_store, engine="zarr", consolidated=True) as summary:
+            return summary.load()
     except (OSError, ValueError, KeyError):
-        return False
+        return None
 
 
 def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:

@@ -33,7 +33,6 @@ from fusionflow.io.files import discard, utc_now
 from fusionflow.io.nifti import read_header
 from fusionflow.io.store import Layout
 from fusionflow.ledger import (
-    Index,
     OutputPaths,
     forget_attempt,
     read_attempt,
@@ -92,9 +91,10 @@ class ParticipantLevel:
         self.tell, self.report = tell, report
         self.again = False, False
         self._unwritten = 0
+        self._forgot = False
         self._index_due = time.monotonic() + _INDEX_INTERVAL
 
-    def go(self, client: distributed.Client | None, settle: float) -> Index:
+    def go(self, client: distributed.Client | None, settle: float) -> None:
         """Make what is to be made."""
         plan, report = self.plan, self.report
         notes = list(plan.found.notes)
@@ -115,9 +115,17 @@ class ParticipantLevel:
             self._fly(first, due, client)
         held = plan.everything.labels
         for label in scan_labels(self.paths):
-            if label not in held:
-                forget_attempt(self.paths, label)
-        return write_index(self.paths, report.removed)
+            if label not in held and self.paths.attempt(label).exists():
+                self._forget(label)
+
+    @property
+    def changed(self) -> bool:
+        """Whether any record is another than before."""
+        return self._forgot or bool(self.report.fused or self.report.failed)
+
+    def _forget(self, label: str) -> None:
+        forget_attempt(self.paths, label)
+        self._forgot = True
 
     def _fly(
         self, first: Standing, rest: Iterator[Standing], client: distributed.Client | None
@@ -150,7 +158,7 @@ class ParticipantLevel:
                 item = replace(item, state="stale", why="asked for again")
             if item.state == "done":
                 if item.attempt is not None:  # at something else
-                    forget_attempt(self.paths, item.label)
+                    self._forget(item.label)
                 self.report.unchanged.append(item.label)
                 self.tell(Unchanged(item.label))
             elif item.state == "waiting":

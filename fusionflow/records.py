@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 
 from fusionflow.io.files import file_sha256, relative_to
@@ -19,9 +21,25 @@ _ONE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 
 def _check_inside(path: str) -> None:
     """Refuse a path of a record that leads out of its folder."""
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise ValueError(f"{path} leads out of the folder")
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise ValueError(f"{path!r} leads out of the folder")
+
+
+def _check_label(label: str) -> None:
+    """Refuse a label that leads out of the folder of scans."""
+    if not label or label.startswith(".") or "/" in label or "\0" in label:
+        raise ValueError(f"{label!r} is no name of a scan")
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, type | UnionType]) -> None:
+    """Refuse values of other types than they have here: whoever edits a record may err."""
+    for name, expected in types.items():
+        value = values.get(name, _ABSENT)
+        if value is not _ABSENT and (not isinstance(value, expected) or isinstance(value, bool)):
+            raise TypeError(f"{name} is {value!r}")
+
+
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -91,13 +109,12 @@ class OutputFile:
 
     def is_there(self, root: Path) -> bool:
         """Whether the file is as it was published; its content counts if its time changed."""
-        path = root / self.path
         try:
-            status = path.stat()
+            status = os.stat(f"{root}/{self.path}")  # joining paths takes longer than looking
             if status.st_size != self.size:
                 return False
             same_time = self.mtime_ns in (0, status.st_mtime_ns)
-            return same_time or file_sha256(path) == self.sha256
+            return same_time or file_sha256(root / self.path) == self.sha256
         except OSError:
             return False
 
@@ -214,8 +231,15 @@ class Published:
         """Read the content of a record."""
         known = {item.name for item in fields(cls)}
         values = {key: value for key, value in content.items() if key in known}
+        _check_types(values, _PUBLISHED)
+        _check_label(values["label"])
+        _check_types(values["method"], {"name": str})
         values["inputs"] = tuple(InputFile(**item) for item in content["inputs"])
-        values["shape"] = tuple(content["shape"])
+        if not all(isinstance(item.path, str) for item in values["inputs"]):
+            raise TypeError("an input has no path")
+        values["shape"] = tuple(map(int, content["shape"]))
+        if len(values["shape"]) != 3:
+            raise ValueError("the shape is not (z, y, x)")
         values["affine"] = tuple(tuple(row) for row in content["affine"])
         durations = content["frame_durations"]
         values["frame_durations"] = None if durations is None else tuple(durations)
@@ -230,7 +254,22 @@ class Published:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
-        return asdict(self)
+        files = ("inputs", "outputs", "stored")
+        return {**vars(self), **{name: [vars(x) for x in getattr(self, name)] for name in files}}
+
+
+_PUBLISHED: Mapping[str, type | UnionType] = {
+    **dict.fromkeys(("label", "subject", "version", "request", "created", "run", "worker"), str),
+    **dict.fromkeys(("method", "metrics", "software", "timings"), dict),
+    **dict.fromkeys(("session", "weights"), str | None),
+    "seconds": int | float,
+    "attempt": int,
+}
+_ATTEMPT: Mapping[str, type | UnionType] = {
+    **dict.fromkeys(("label", "reason", "kind", "request", "run", "worker"), str),
+    **dict.fromkeys(("state", "software", "started", "ended"), str),
+    "attempt": int,
+}
 
 
 @dataclass(frozen=True)
@@ -318,6 +357,8 @@ class Attempt:
         """Read the content of a record."""
         known = {item.name for item in fields(cls)}
         values = {key: value for key, value in content.items() if key in known}
+        _check_types(values, _ATTEMPT)
+        _check_label(values["label"])
         values["inputs"] = tuple(Stamp(**item) for item in content.get("inputs", ()))
         if values.get("state") not in ("running", "failed", "quarantined"):
             raise ValueError("no such state")

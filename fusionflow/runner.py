@@ -16,11 +16,11 @@ from fusionflow import __version__, cohort, graph
 from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
-from fusionflow.history import RunLog, new_run, write_last_run
+from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
 from fusionflow.io.bids import discover
 from fusionflow.io.derivatives import check_folder, write_dataset_files
 from fusionflow.io.files import utc_now
-from fusionflow.ledger import Index, OutputPaths, scan_labels, sweep, write_index
+from fusionflow.ledger import OutputPaths, scan_labels, sweep, write_index
 from fusionflow.participants import ParticipantLevel, Plan
 from fusionflow.runlock import RunLock, living_holder
 from fusionflow.survey import Standing, removed_labels, request_of, survey
@@ -116,11 +116,13 @@ def run(
                 write_dataset_files(paths, source)
                 work = ParticipantLevel(plan, paths, config, lock, log, tell, report)
                 work.again = retry_failed, force
-                index = work.go(client, settle)
+                work.go(client, settle)
+                if work.changed or not _is_index_current(paths, lock, report):
+                    write_index(paths, report.removed)
             else:
-                index = write_index(paths)
+                write_index(paths)
             if "group" in levels:
-                _summarise(paths, source, report, tell, index, plan)
+                _summarise(paths, source, report, tell, plan)
             report.state = "done"
         except KeyboardInterrupt:
             report.state = "interrupted"
@@ -134,6 +136,16 @@ def run(
             log.end(state=report.state, seconds=seconds, counts=report.counts)
             _conclude(paths, {**start, **report.to_json()}, log.begun, seconds)
     return report
+
+
+def _is_index_current(paths: OutputPaths, lock: RunLock, report: RunReport) -> bool:
+    """Whether the last run left an index that holds for a run that changed nothing."""
+    try:
+        last = read_last_run(paths) or {}
+    except StoreError:
+        return False
+    ended_well = lock.taken_from is None and last.get("state") == "done"
+    return ended_well and last.get("removed") == list(report.removed) and paths.index.exists()
 
 
 def _conclude(paths: OutputPaths, content: dict[str, Any], begun: str, seconds: float) -> None:
@@ -249,7 +261,6 @@ def _summarise(
     source: Path,
     report: RunReport,
     tell: Callable[[Event], None],
-    index: Index,
     plan: Plan | None,
 ) -> None:
     """Summarise the scans that are in the input and were made as this run asks.
@@ -264,7 +275,6 @@ def _summarise(
     found = plan.everything if plan else discover(source)
     report.summary, report.left_out = cohort.write_summary(
         paths,
-        index,
         present={scan.label for scan in found.scans},
         request=plan.request if plan else None,
     )
