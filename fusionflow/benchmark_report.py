@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from html import escape
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fusionflow.benchmark import PAPER, Benchmark
 from fusionflow.io.files import write_bytes
 from fusionflow.quality import QUALITIES
 from fusionflow.subbands import FloatArray
+from fusionflow.untrusted import printable
 
 #: Columns that come first, in this order: the six that methods are judged on together.
 LEADING = ("seconds", "qabf", "scd", "ssim_mri", "ssim_pet", "vif_mri", "vif_pet")
@@ -48,10 +50,15 @@ def markdown(table: pd.DataFrame) -> str:
         "|" + "---|" * (len(table.columns) + 1),
     ]
     lines += [
-        f"| {name} | " + " | ".join(_figure(value) for value in row) + " |"
+        f"| {_plain(name)} | " + " | ".join(_figure(value) for value in row) + " |"
         for name, row in zip(table.index, table.to_numpy(), strict=True)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(text: object) -> str:
+    """Return names and reasons, which come from outside, as text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|&])", r"\\\1", printable(text))
 
 
 def _figure(value: float) -> str:
@@ -82,12 +89,14 @@ def write_report(benchmark: Benchmark, folder: Path, title: str) -> list[Path]:
     """
     table = ordered(benchmark.table)
     paper = paper_table(table)
-    text = f"# {title}\n\n{markdown(table)}"
+    text = f"# {_plain(title)}\n\n{markdown(table)}"
     if paper is not None:
         text += f"\n## The figures of the paper\n\n{_PAPER_NOTE}\n\n{markdown(paper)}"
     if benchmark.not_run:
         text += "\n## Not run\n\n"
-        text += "".join(f"- {name}: {why}\n" for name, why in benchmark.not_run.items())
+        text += "".join(
+            f"- {_plain(name)}: {_plain(why)}\n" for name, why in benchmark.not_run.items()
+        )
     contents = {
         "benchmark.tsv": table.to_csv(sep="\t", na_rep="n/a", float_format="%.6g"),
         "benchmark_images.tsv": benchmark.images.to_csv(

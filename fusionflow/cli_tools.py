@@ -164,6 +164,7 @@ def image(
     from fusionflow.graph import make_recipe
     from fusionflow.io.files import write_bytes
     from fusionflow.luts import read_table
+    from fusionflow.untrusted import printable
 
     if lut and colour in ("luminance", "grey"):
         raise click.UsageError(f"--lut tells uptake; with --colour {colour} it has no use")
@@ -191,14 +192,14 @@ def image(
                     shown.append(images.fuse_and_colour(published, recipe))
         except FusionflowError as error:
             failed += 1
-            click.secho(f"failed {pair.name}  {error}", fg="red", err=True)
+            click.secho(f"failed {printable(pair.name)}  {error}", fg="red", err=True)
             continue
         target = output / f"{pair.name}.png" if mri.is_dir() else output
         buffer = io.BytesIO()
         images.side_by_side(shown).save(buffer, "PNG")
         write_bytes(target, buffer.getvalue())
         how = f"uptake from {sources.table}" if sources.table else sources.colour
-        click.echo(f"fused  {target}  ({how})")
+        click.echo(f"fused  {printable(target)}  ({how})")
     if failed:
         sys.exit(EXIT_NOTHING_RAN if failed == len(pairs) else EXIT_SOME_FAILED)
 
@@ -265,6 +266,7 @@ def benchmark(
 ) -> None:
     """Compare methods on FOLDER: folders of MRI and PET pictures, or a fused cohort."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from fusionflow import benchmark as bench
@@ -293,11 +295,11 @@ def benchmark(
     for shown in (table.iloc[:, :9], paper_table(table)):
         if shown is None:
             continue
-        grid = Table("method", title=title)
+        grid = Table("method", title=escape(title))
         for column in shown.columns:
             grid.add_column(str(column), justify="right")
         for name, row in shown.iterrows():
-            grid.add_row(str(name), *(f"{value:.4g}" for value in row))
+            grid.add_row(escape(str(name)), *(f"{value:.4g}" for value in row))
         Console(width=None if sys.stdout.isatty() else 160).print(grid)
     for name, why in result.not_run.items():
         click.secho(f"not run: {name}: {why}", fg="yellow")

@@ -227,6 +227,9 @@ class ConformOptions(_Options):
     pet_percentile: float = Field(strict=True, default=99.5, gt=50, le=100)
 
 
+_MOST = 2**31 - 1
+
+
 class ClusterOptions(_Options):
     """Where the work runs.
 
@@ -251,12 +254,12 @@ class ClusterOptions(_Options):
     """
 
     address: str | None = None
-    n_workers: int | None = Field(strict=True, default=None, ge=1)
-    threads_per_worker: int = Field(strict=True, default=1, ge=1)
-    memory_mb: int | None = Field(strict=True, default=None, ge=256)
+    n_workers: int | None = Field(strict=True, default=None, ge=1, le=_MOST)
+    threads_per_worker: int = Field(strict=True, default=1, ge=1, le=1024)
+    memory_mb: int | None = Field(strict=True, default=None, ge=256, le=_MOST)
     work_dir: Path | None = None
-    window: int | None = Field(strict=True, default=None, ge=1)
-    time_limit: float | None = Field(default=7200, gt=0)
+    window: int | None = Field(strict=True, default=None, ge=1, le=_MOST)
+    time_limit: float | None = Field(default=7200, gt=0, allow_inf_nan=False)
     allow_plain_tcp: bool = False
 
 

@@ -34,6 +34,7 @@ from fusionflow.events import (
     Waiting,
 )
 from fusionflow.summary import cohort_table
+from fusionflow.untrusted import printable
 
 #: Characters of a note that are shown while a run goes on; the sidecar and `status -v` hold it all.
 _NOTE = 110
@@ -125,7 +126,7 @@ class Display:
             self.progress.advance(self.task)
 
     def _begin(self, event: Planned) -> None:
-        self._say(f"{event.scans} scans with {self.method.name}")
+        self._say(f"{event.scans} scans with {escape(self.method.name)}")
         if event.weights is not None:
             warn = "[bold yellow]WARNING[/] " if event.weights.is_random else ""
             self._say(
@@ -139,13 +140,13 @@ class Display:
         self.task = self.progress.add_task("fusing", total=event.scans)
 
     def _say(self, line: str) -> None:
-        self.console.print(line)
+        self.console.print(printable(line))  # names and reasons come from files
 
 
 def print_summary(summary: xr.DataTree) -> None:
     """Print the cohort figures as a table on the standard output."""
     table = Table(
-        title=f"Cohort of {summary.attrs['subjects']} subjects, {summary.attrs['method']}"
+        title=f"Cohort of {summary.attrs['subjects']} subjects, {escape(summary.attrs['method'])}"
     )
     for name in ("metric", "against", "unit", "mean", "sd", "median"):
         table.add_column(name, justify="left" if name in ("metric", "against", "unit") else "right")

@@ -33,7 +33,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-_SUM = re.compile(r"([0-9a-fA-F]{64})\s+\*?(\S.*)")
+_SUM = re.compile(r"([0-9a-fA-F]{64})\s+\*?([^\s\0][^\0]*)")
 _MOST_SUMS_BYTES = 1 << 20
 
 #: torchvision's DenseNet file is older than the names of its layers.
@@ -98,7 +98,7 @@ def find_weights(spec: str, backbone_name: str, url: str | None) -> Weights:
     """
     if spec.startswith("random:"):
         seed = spec.removeprefix("random:")
-        if not seed.isdecimal() or int(seed) >= 2**63:
+        if not seed.isdecimal() or len(seed) > 19 or int(seed) >= 2**63:
             raise ConfigurationError(
                 f"The seed in weights {spec!r} is not a whole number", "Write random:0"
             )

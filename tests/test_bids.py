@@ -1,6 +1,7 @@
 """Discovery: what a BIDS tree gives, and what it says about the rest."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -333,3 +334,40 @@ def test_the_real_cohort():
         (note,) = scan.notes
         assert "InjectedRadioactivity" in note
         assert "TracerName" not in note
+
+
+class TestOfOthers:
+    """What a dataset from elsewhere can hold."""
+
+    def test_a_sidecar_that_is_a_pipe_is_not_waited_for(self, tmp_path):
+        tree(tmp_path, *pair("01"))
+        os.mkfifo(tmp_path / "pet.json")
+        (scan,) = discover(tmp_path).scans
+        assert scan.notes[0] == (
+            f"{tmp_path / 'pet.json'} cannot be read and is left out: Not a regular file"
+        )
+
+    def test_a_sidecar_that_could_not_be_sent_to_a_worker_is_left_out(self, tmp_path):
+        tree(tmp_path, *pair("01"))
+        put(tmp_path / "pet.json", '{"A": ' + "[" * 900 + "]" * 900 + "}")
+        (scan,) = discover(tmp_path).scans
+        assert "is nested more than 64 deep and is left out" in scan.notes[0]
+        assert pickle.loads(pickle.dumps(scan)) == scan
+
+    def test_a_sidecar_too_large_to_be_one_is_left_out(self, tmp_path):
+        tree(tmp_path, *pair("01"))
+        with (tmp_path / "pet.json").open("wb") as stream:
+            stream.truncate(1 << 40)
+        (scan,) = discover(tmp_path).scans
+        assert "Larger than 16777216 bytes" in scan.notes[0]
+
+    def test_names_are_told_without_what_a_terminal_obeys(self, tmp_path):
+        odd = "\x1b[2J\n" + os.fsdecode(b"\xff")
+        names = [f"sub-01/pet/sub-01_{odd}_pet.nii", f"sub-02{odd}/anat/x", f"sub-03/ses-{odd}/x"]
+        found = discover(tree(tmp_path, *pair("01"), *names))
+        shown = "\\x1b[2J\\n\\udcff"
+        assert f"sub-01_{shown}_pet.nii left: not a BIDS name" in found.scans[0].notes
+        assert [out.label for out in found.excluded] == [f"sub-02{shown}", f"sub-03_ses-{shown}"]
+        for out in found.excluded:
+            assert shown in out.reason
+            assert out.reason.isprintable()

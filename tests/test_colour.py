@@ -269,6 +269,9 @@ class TestReadTable:
             ("0,0,0\n1,2,256\n", "line 2"),
             ("0,0,0\n1,2,nan\n", "line 2"),
             ("0,0,0\n", "1 colours"),
+            ("0,0,0\n" + "1" * 200_000, "cannot be read: field larger than"),
+            ("0,0,0\n" * 200_000, "cannot be read: .*Larger than"),
+            ("0,0,0\n" + "1," * 1000, r"line 2 is not numbers: [1,]{60} \.\.\."),
         ],
     )
     def test_says_what_is_wrong_and_where(self, tmp_path, text, reason):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -265,6 +267,45 @@ class TestYaml:
     def test_what_is_no_yaml_is_refused(self, load, text):
         with pytest.raises(ConfigurationError, match=r"run\.yaml is not valid YAML"):
             load(text)
+
+    @pytest.mark.parametrize(
+        "value",
+        ["!!int ''", "!!bool maybe", "!!timestamp x", "[" * 5000],
+    )
+    def test_a_value_that_yaml_cannot_make_is_refused(self, load, value):
+        with pytest.raises(ConfigurationError, match=r"run\.yaml is not valid YAML: ."):
+            load(f"region: {value}")
+
+    @pytest.mark.parametrize("option", ["n_workers", "threads_per_worker", "memory_mb", "window"])
+    def test_a_number_beyond_any_machine_is_refused(self, load, option):
+        with pytest.raises(ConfigurationError, match=f"cluster.{option}: .*less than"):
+            load(f"cluster: {{{option}: 0x{'f' * 9000}}}")
+
+    @pytest.mark.parametrize("link", ["[*a, *a]", "{<<: [*a, *a]}"])
+    def test_aliases_are_refused_before_they_grow(self, load, link):
+        with pytest.raises(ConfigurationError, match=r"\*a: write it out, aliases are not read"):
+            load(f"conform: &a {{mri_percentile: 99}}\nmethod: {link}\n")
+
+    def test_a_large_file_is_refused(self, load):
+        with pytest.raises(ConfigurationError, match=r"run\.yaml: .*Larger than 65536 bytes"):
+            load("#" * 70_000)
+
+    def test_a_name_given_twice_among_thousands_is_found_at_once(self, load):
+        names = ", ".join(f"a{number}" for number in range(8000))
+        with pytest.raises(ConfigurationError, match="a17 is given twice"):
+            load(f"{{{names}, a17}}")
+
+    def test_of_many_faults_the_first_are_told(self, load):
+        with pytest.raises(ConfigurationError, match="and 90 more") as error:
+            load("\n".join(f"a{number}: 1" for number in range(100)))
+        assert len(str(error.value)) < 1000
+
+    def test_a_pipe_is_read(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("region: mask",))
+        writer.start()
+        assert load_config(tmp_path / "pipe").region == "mask"
+        writer.join()
 
     def test_a_date_that_does_not_exist_is_refused(self, load):
         with pytest.raises(ConfigurationError, match=r"run\.yaml"):

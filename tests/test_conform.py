@@ -203,6 +203,16 @@ class TestGrid:
         assert "x 475 to 525 mm" in text
         assert "align" in caught.value.mend
 
+    def test_an_mri_far_coarser_than_the_pet_is_refused_before_it_is_smoothed(self, tmp_path):
+        shape = (4, 4, 4)
+        t1w = save(tmp_path / "t1w.nii", np.arange(64).reshape(shape), grid(shape, (4e5,) * 3))
+        shape = (9, 9, 9)
+        inside = (2e5,) * 3  # the centre of a voxel of the MRI
+        pet = save(tmp_path / "pet.nii", np.arange(729).reshape(shape), grid(shape, centre=inside))
+        with pytest.raises(GridError, match=r"t1w\.nii .* is 400000 times as large") as error:
+            conform(t1w, pet)
+        assert "pet.nii" in str(error.value)
+
     def test_little_overlap_is_noted(self, tmp_path, t1w):
         shape = (50, 52, 24)
         pet = save(
@@ -261,6 +271,25 @@ class TestScaling:
     def test_percentiles_out_of_range(self, t1w, name, value):
         with pytest.raises(ConfigurationError, match=name):
             conform(t1w, t1w, **{name: value})
+
+    @pytest.mark.parametrize("which", ["t1w", "pet"])
+    @pytest.mark.parametrize("value", [3e38, -3e38, 1e15])
+    def test_a_value_that_is_damage_is_refused(self, tmp_path, t1w, which, value):
+        pet = save(tmp_path / "pet.nii", head(SHAPE, AFFINE), AFFINE)
+        path = {"t1w": t1w, "pet": pet}[which]
+        data = nib.load(path).get_fdata(dtype=np.float32).copy()
+        data[0, 0, 0] = value
+        save(path, data, AFFINE)
+        with pytest.raises(ImageError, match=rf"{path.name} holds a value of .* is damage"):
+            conform(t1w, pet)
+
+    def test_values_too_small_to_divide_by_are_refused(self, tmp_path, t1w):
+        pet = save(tmp_path / "pet.nii", head(SHAPE, AFFINE) * 1e-45, AFFINE)
+        data = nib.load(pet).get_fdata(dtype=np.float32).copy()
+        data[0, 0, 0] = 1
+        save(pet, data, AFFINE)
+        with pytest.raises(ImageError, match=r"pet\.nii"):
+            conform(t1w, pet)
 
     def test_frames_reach_the_reader(self, tmp_path, t1w):
         frames = np.stack([head(SHAPE, AFFINE)] * 2, axis=-1)

@@ -226,9 +226,12 @@ def field_edits(draw):
 @st.composite
 def affines(draw):
     """Return the bytes of an sform of any shear, turn and size."""
-    scale = draw(st.sampled_from([1e-7, 1e-3, 1.0, 1.0, 1.0, 30.0, 1e5, 1e7]))
+    scale = draw(st.sampled_from([*[1.0] * 9, 1e-7, 1e-3, 30.0, 1e5, 1e7]))
     numbers = st.floats(-2, 2, width=32) | st.sampled_from([0.0, 1.0, -1.0, 1e-7, 0.70710678])
     rows = draw(st.lists(numbers, min_size=12, max_size=12))
+    if draw(st.booleans()):  # a turn and a little of that shear, so that most grids meet
+        grid = np.eye(4)[list(draw(st.permutations(range(3))))] * draw(st.sampled_from([1, -1]))
+        rows = (grid + 0.1 * np.reshape(rows, (3, 4))).ravel().tolist()
     return [(254, struct.pack("<h", 1)), (280, struct.pack("<12f", *(n * scale for n in rows)))]
 
 
@@ -690,7 +693,13 @@ odd_states = st.dictionaries(st.sampled_from([*STATE, 1]), odd_tensors | st.buil
 
 
 class TestWeights:
-    @given(content=headers() | edits.map(lambda edits: damaged(SAFETENSORS, edits)))
+    @given(
+        content=headers()
+        | edits.map(lambda edits: damaged(SAFETENSORS, edits))
+        | st.tuples(st.floats(0.6, 1), st.binary(min_size=1, max_size=4)).map(
+            lambda edit: damaged(SAFETENSORS, [("flip", *edit)])
+        )
+    )
     @cases(300)
     def test_safetensors(self, folder, content):
         read_weights(folder, "vgg19.safetensors", content)
@@ -778,18 +787,18 @@ def pngs(draw):
 
 
 LUT = "level,red,green\nred,green,blue\n0,0,0\n10,20,30.5\n\n# x\n255,255,255\n"
-csv_lines = st.lists(
-    st.lists(
-        st.sampled_from(
-            ["0", "255", "256", "-1", "nan", "inf", "1e999", "0x1", "1_0", "٣", '"', ""]
-        )
-        | st.floats(0, 255).map(str)
-        | st.text(max_size=4),
-        min_size=1,
-        max_size=4,
-    ).map(",".join),
-    max_size=6,
-).map("\n".join)
+csv_numbers = st.tuples(*[st.integers(0, 255) | st.floats(0, 255)] * 3).map(
+    lambda row: ",".join(map(str, row))
+)
+csv_words = st.lists(
+    st.sampled_from(["0", "255", "256", "-1", "nan", "inf", "1e999", "0x1", "1_0", "٣", '"', ""])
+    | st.text(max_size=4),
+    min_size=1,
+    max_size=4,
+).map(",".join)
+csv_texts = (st.lists(csv_numbers, max_size=6) | st.lists(csv_numbers | csv_words, max_size=6)).map(
+    "\n".join
+)
 
 
 class TestPictures:
@@ -818,7 +827,7 @@ class TestPictures:
                 assert (image <= 1).all()
 
     @given(
-        content=csv_lines.map(lambda text: text.encode(errors="surrogatepass"))
+        content=csv_texts.map(lambda text: text.encode(errors="surrogatepass"))
         | edits.map(lambda edits: damaged(LUT.encode(), edits))
     )
     @cases(250)

@@ -1,5 +1,9 @@
 """Pictures in, a fused picture out, and colour that reads as uptake."""
 
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -112,6 +116,38 @@ class TestPairs:
         path.write_bytes(content)
         with pytest.raises(ImageError, match=r"Cannot read the picture .*x\.png"):
             images.read_rgb(path)
+
+    @pytest.mark.parametrize("kind", ["EPS", "PPM", "GIF", "WEBP"])
+    def test_other_formats_are_not_decoded_whatever_they_are_called(self, tmp_path, kind):
+        # Of EPS Pillow makes a picture by running Ghostscript.
+        path = tmp_path / "x.png"
+        Image.new("RGB", (9, 9)).save(path, kind)
+        with pytest.raises(ImageError, match=r"Cannot read the picture .*x\.png"):
+            images.read_rgb(path)
+
+    def test_what_pillow_only_warns_of_is_read(self, tmp_path):
+        path = tmp_path / "x.png"
+        Image.new("RGB", (9, 9), (1, 2, 3)).save(path)
+        chunk = b"acTL" + bytes(8)  # an animation of no frames
+        chunk = struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        content = path.read_bytes()
+        path.write_bytes(content[:33] + chunk + content[33:])
+        assert (images.read_rgb(path) == (1, 2, 3)).all()
+
+    def test_a_huge_picture_is_refused(self, tmp_path):
+        path = tmp_path / "x.png"
+        Image.new("1", (4097, 4097)).save(path)
+        with pytest.raises(ImageError, match=r"x\.png has 4097 x 4097 pixels"):
+            images.read_rgb(path)
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "x.png")
+        with pytest.raises(ImageError, match="Not a regular file"):
+            images.read_rgb(tmp_path / "x.png")
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        with pytest.raises(InputError, match="none cannot be listed"):
+            images.find_pair_folders(tmp_path / "none")
 
     def test_what_is_transparent_is_black(self, tmp_path):
         rgba = np.full((9, 9, 4), 255, np.uint8)

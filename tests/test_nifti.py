@@ -7,6 +7,8 @@ import itertools
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -266,7 +268,9 @@ class TestFrames:
         path = save(tmp_path / "a.nii.gz")
         np.testing.assert_array_equal(read_volume(path, frame_durations=[10, 20]).data, DATA)
 
-    @pytest.mark.parametrize("durations", [[0, 0, 0], [-1, 2, 3], [np.nan, 1, 1], [np.inf, 1, 1]])
+    @pytest.mark.parametrize(
+        "durations", [[0, 0, 0], [-1, 2, 3], [np.nan, 1, 1], [np.inf, 1, 1], [1e308] * 3]
+    )
     def test_durations_must_be_positive(self, tmp_path, durations):
         path = save(tmp_path / "a.nii.gz", self.frames)
         with pytest.raises(ImageError, match="not positive seconds"):
@@ -389,6 +393,75 @@ class TestBadFiles:
         path = save(tmp_path / "a.nii.gz", np.full(SHAPE, value, dtype=np.float32))
         with pytest.raises(ImageError, match=says):
             read_volume(path)
+
+    @pytest.mark.parametrize("read", [read_header, read_volume])
+    def test_a_pipe_is_not_waited_for(self, tmp_path, read):
+        os.mkfifo(tmp_path / "a.nii.gz")
+        with pytest.raises(ImageError, match=r"a\.nii\.gz cannot be read: Not a regular file"):
+            read(tmp_path / "a.nii.gz")
+
+    def test_more_voxels_than_a_scanner_makes(self, tmp_path):
+        path = save(tmp_path / "a.nii", DATA.astype(np.uint8))
+        content = bytearray(path.read_bytes())
+        content[40:48] = dims(3, 1025, 1024, 1024)[1]
+        path.write_bytes(content)
+        os.truncate(path, 2 << 30)  # without a block on the disk
+        with pytest.raises(ImageError, match="more than an image that was measured"):
+            read_volume(path)
+
+    def test_more_than_a_measured_image_shrinks_to(self, tmp_path):
+        path = tmp_path / "a.nii.gz"
+        content = bytearray(gzip.decompress(save(path).read_bytes()))
+        content[40:48] = dims(3, 450, 450, 450)[1]
+        noise = np.random.default_rng(0).bytes(1 << 20)
+        path.write_bytes(gzip.compress(bytes(content) + noise))
+        with pytest.raises(ImageError, match="more than an image that was measured"):
+            read_volume(path)
+
+    def test_what_follows_the_voxels_has_an_end(self, tmp_path):
+        whole = gzip.decompress(save(tmp_path / "a.nii.gz").read_bytes())
+        for more in (1 << 20, 10 << 20):
+            (tmp_path / f"{more}.nii.gz").write_bytes(gzip.compress(whole + bytes(more)))
+        np.testing.assert_array_equal(read_volume(tmp_path / f"{1 << 20}.nii.gz").data, DATA)
+        with pytest.raises(ImageError, match="goes on long after its last voxel"):
+            read_volume(tmp_path / f"{10 << 20}.nii.gz")
+
+    @pytest.mark.parametrize("row", [(1e7, 0, 0, 0), (1e-7, 0, 0, 0), (1, 0, 0, 1e10)])
+    def test_sizes_and_places_that_no_head_has(self, tmp_path, row):
+        path = patched(tmp_path / "a.nii.gz", (280, struct.pack("<4f", *row)))
+        with pytest.raises(ImageError, match="affine that is not valid"):
+            read_header(path)
+
+    def test_an_absurd_qform_does_no_harm_beside_an_sform(self, tmp_path):
+        image = nib.Nifti2Image(DATA, OBLIQUE)
+        image.set_sform(OBLIQUE, 2)
+        image.set_qform(OBLIQUE, 1)
+        image.header["pixdim"][2] = 1e300
+        image.to_filename(tmp_path / "a.nii")
+        volume = read_volume(tmp_path / "a.nii")
+        assert volume.notes == ("its qform is not valid; its sform is used",)
+        write_volume(tmp_path / "b.nii", volume.data, volume.orientation)
+        assert read_header(tmp_path / "b.nii").notes == ()
+
+    def test_what_does_not_fit_in_memory(self, tmp_path):
+        path = save(tmp_path / "a.nii")
+        content = bytearray(path.read_bytes())
+        content[40:48] = dims(3, 500, 500, 500)[1]
+        path.write_bytes(content)
+        os.truncate(path, 1 << 29)  # without a block on the disk
+        code = (
+            "import resource, sys; from pathlib import Path\n"
+            "from fusionflow.io.nifti import read_volume\n"
+            "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+            "most = pages * resource.getpagesize() + (1 << 28)\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
+            "read_volume(sys.argv[1])"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
+        )
+        assert "ImageError" in ran.stderr
+        assert f"{path} does not fit in the memory" in ran.stderr
 
     @given(st.binary(min_size=1, max_size=64), st.integers(0, 351))
     @settings(max_examples=200, deadline=None)

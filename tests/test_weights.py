@@ -22,7 +22,14 @@ from fusionflow.errors import (
     WeightsError,
     WeightsNotFoundError,
 )
-from fusionflow.weights import IMAGENET_MEAN, IMAGENET_STD, Normalisation, Weights, file_sha256
+from fusionflow.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalisation,
+    Weights,
+    file_sha256,
+    read_sums,
+)
 
 TAPS = ("relu1_1", "conv2_1")
 CACHED_NAME = "vgg19-dcbb9e9d.pth"
@@ -81,7 +88,16 @@ class TestRandom:
         assert (weights.identity, weights.path, weights.is_random) == (identity, None, True)
 
     @pytest.mark.parametrize(
-        "spec", ["random:", "random:-1", "random:1.5", "random:x", f"random:{2**63}", "random: 1"]
+        "spec",
+        [
+            "random:",
+            "random:-1",
+            "random:1.5",
+            "random:x",
+            f"random:{2**63}",
+            f"random:{'9' * 5000}",
+            "random: 1",
+        ],
     )
     def test_what_is_no_seed_is_refused(self, spec):
         with pytest.raises(ConfigurationError, match="seed") as error:
@@ -270,7 +286,28 @@ class TestReading:
         with pytest.raises(WeightsError, match=r"features\.2\.weight"):
             build_trunk(resolved(path), TAPS)
 
-    @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), 5], ids=["list", "tensor", "int"])
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            torch.zeros(64, dtype=torch.complex64),
+            torch.zeros(64, dtype=torch.int8),
+            torch.zeros(64).to_sparse(),
+            torch.zeros(64, device="meta"),
+            torch.full((64,), 1e300, dtype=torch.float64),
+        ],
+        ids=["complex", "integer", "sparse", "without values", "beyond float32"],
+    )
+    def test_what_are_no_plain_numbers_is_refused(self, tmp_path, state, odd):
+        path = tmp_path / "vgg19.pth"
+        torch.save({**state, "features.0.bias": odd}, path)
+        with pytest.raises(WeightsError, match=r"vgg19\.pth (have|is no)"):
+            build_trunk(resolved(path), TAPS)
+
+    @pytest.mark.parametrize(
+        "content",
+        [[1, 2], torch.zeros(3), 5, {1: torch.zeros(3)}],
+        ids=["list", "tensor", "int", "numbered"],
+    )
     def test_what_is_no_state_dict_is_refused(self, tmp_path, content):
         path = tmp_path / "vgg19.pth"
         torch.save(content, path)
@@ -342,6 +379,29 @@ class _RunsCode:
 
     def __reduce__(self):
         return os.mkdir, (str(self.trace),)
+
+
+class TestSums:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            f"{'0' * 64}  ../vgg19.pth",
+            f"{'0' * 64}  /dev/zero",
+            f"{'0' * 64}  a\0.pth",
+            "0  vgg19.pth",
+            f"{'x' * 64}  vgg19.pth",
+            "vgg19.pth",
+        ],
+    )
+    def test_that_are_none_or_lead_elsewhere_are_refused(self, tmp_path, line):
+        (tmp_path / "SHA256SUMS").write_text(f"{'1' * 64}  a.pth\n{line}\n")
+        with pytest.raises(WeightsError, match="SHA256SUMS has a line that is no SHA-256"):
+            read_sums(tmp_path)
+
+    def test_are_read_as_sha256sum_writes_and_accepts_them(self, tmp_path):
+        lines = [f"{'a' * 64}  a.pth", f"{'B' * 64} *b c.pth", "", f"{'c' * 64}  ./d.pth"]
+        (tmp_path / "SHA256SUMS").write_text("\n".join(lines))
+        assert read_sums(tmp_path) == {"a.pth": "a" * 64, "b c.pth": "b" * 64, "./d.pth": "c" * 64}
 
 
 class TestCode:

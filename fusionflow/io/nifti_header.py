@@ -257,14 +257,8 @@ def _orientation(
             "it has neither sform nor qform: placed by its voxel sizes around its centre, "
             "with left on the right as in Analyze files",
         )
-    # Column by column, so that small voxels are not taken for none.
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if (
-        not np.isfinite(affine).all()
-        or not ((sizes >= _SMALLEST_MM) & (sizes <= _LARGEST_MM)).all()
-        or np.abs(affine[:3, 3]).max() > _FARTHEST_MM
-        or abs(np.linalg.det(affine[:3, :3] / sizes)) < _FLAT
-    ):
+    if not _places(affine):
+        sizes = np.linalg.norm(affine[:3, :3], axis=0)
         raise ImageError(
             f"{path} is placed by an affine that is not valid (voxels of size "
             f"{' x '.join(f'{size:g}' for size in sizes)} mm, axes that coincide, or far away)",
@@ -273,6 +267,18 @@ def _orientation(
     i, j, k = shape
     axcodes = aff2axcodes(affine)
     return Orientation((i, j, k), affine, axcodes, qform_code, sform_code, qform), notes
+
+
+def _places(affine: Affine) -> bool:
+    """Say whether an affine (4, 4) can be where voxels are."""
+    # Column by column, so that small voxels are not taken for none.
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(
+        np.isfinite(affine).all()
+        and ((sizes >= _SMALLEST_MM) & (sizes <= _LARGEST_MM)).all()
+        and np.abs(affine[:3, 3]).max() <= _FARTHEST_MM
+        and abs(np.linalg.det(affine[:3, :3] / sizes)) >= _FLAT
+    )
 
 
 def _qform(header: NiftiHeader) -> Affine | None:
@@ -285,7 +291,7 @@ def _qform(header: NiftiHeader) -> Affine | None:
         affine = np.asarray(header.get_qform(), dtype=np.float64)
     except ValueError:  # not a unit quaternion
         return None
-    return affine if np.isfinite(affine).all() and header["pixdim"][1:4].all() else None
+    return affine if _places(affine) else None
 
 
 def _same_place(sform: Affine, qform: Affine, shape: tuple[int, ...]) -> bool:
