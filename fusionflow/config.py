@@ -230,6 +230,24 @@ class ConformOptions(_Options):
 _MOST = 2**31 - 1
 
 
+class InputOptions(_Options):
+    """Which images are taken, and what else belongs to them.
+
+    Attributes
+    ----------
+    bids_filter : Path or None
+        JSON file that says which images are wanted by their entities.
+    derivatives : tuple of Path
+        Derivative datasets with masks, or images in T1w space.
+    reference_region : str or None
+        Name of the region whose mask SUVR divides by.
+    """
+
+    bids_filter: Path | None = None
+    derivatives: tuple[Path, ...] = ()
+    reference_region: str | None = None
+
+
 class ClusterOptions(_Options):
     """Where the work runs.
 

@@ -44,7 +44,8 @@ def read_bounded(path: Path, limit: int, *, pipes: bool = False) -> bytes:
         As `open_file`, or if it holds more.
     """
     with open_file(path, pipes=pipes) as stream:
-        content = stream.read(limit + 1)
+        size = os.fstat(stream.fileno()).st_size  # reading up to the limit would make room for it
+        content = stream.read((limit if pipes else min(size, limit)) + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"Larger than {limit} bytes", str(path))
     return content

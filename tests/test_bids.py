@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from fusionflow.errors import ConfigurationError
-from fusionflow.io.bids import REQUIRED_PET_FIELDS, Discovery, Scan, discover
+from fusionflow.io.bids import REQUIRED_PET_FIELDS, Discovery, discover
+from fusionflow.io.bids_names import read_filters
+from fusionflow.pet_info import PetInfo
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bids"
 
@@ -231,17 +233,20 @@ class TestLabels:
 class TestSidecar:
     def test_the_nearest_level_wins_field_by_field(self, tmp_path):
         tree(tmp_path, *pair("01", "a", "_trc-FDG"))
+        names = ("Units", "TracerName", "PatientWeight", "RadionuclideHalfLife", "FrameDuration")
         levels = {
-            "pet.json": {"A": 1, "B": 1, "C": 1, "D": 1, "E": 1},
-            "trc-FDG_pet.json": {"B": 2, "C": 2, "D": 2, "E": 2},
-            "sub-01/sub-01_pet.json": {"C": 3, "D": 3, "E": 3},
-            "sub-01/ses-a/sub-01_ses-a_pet.json": {"D": 4, "E": 4},
-            "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_pet.json": {"E": 5},
+            "pet.json": dict.fromkeys(names, 1) | {"Units": "1"},
+            "trc-FDG_pet.json": dict.fromkeys(names[1:], 2) | {"TracerName": "2"},
+            "sub-01/sub-01_pet.json": dict.fromkeys(names[2:], 3),
+            "sub-01/ses-a/sub-01_ses-a_pet.json": dict.fromkeys(names[3:], 4),
+            "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_pet.json": {"FrameDuration": [5]},
         }
         for name, fields in levels.items():
             put(tmp_path / name, fields)
         (scan,) = discover(tmp_path).scans
-        assert scan.pet_sidecar == {"A": 1, "B": 2, "C": 3, "D": 4, "E": 5}
+        assert scan.pet_info == PetInfo(
+            units="1", tracer="2", weight_kg=3, half_life=4, frame_durations=(5,)
+        )
 
     @pytest.mark.parametrize(
         "name",
@@ -255,22 +260,22 @@ class TestSidecar:
     )
     def test_files_with_other_entities_or_suffix_do_not_apply(self, tmp_path, name):
         tree(tmp_path, *pair("01", pet="_trc-FDG"))
-        put(tmp_path / name, {"A": 1})
-        assert discover(tmp_path).scans[0].pet_sidecar == {}
+        put(tmp_path / name, {"Units": "Bq/mL"})
+        assert discover(tmp_path).scans[0].pet_info == PetInfo()
 
     @pytest.mark.parametrize("text", ['{"A": ', "[1]", "", "\x00", "[" * 100_000])
     def test_what_is_not_a_json_object_is_noted_and_left_out(self, tmp_path, text):
         tree(tmp_path, *pair("01"))
         put(tmp_path / "sub-01/pet/sub-01_pet.json", text)
-        put(tmp_path / "pet.json", {"A": 1})
+        put(tmp_path / "pet.json", {"Units": "Bq/mL"})
         (scan,) = discover(tmp_path).scans
-        assert scan.pet_sidecar == {"A": 1}
+        assert scan.pet_info == PetInfo(units="Bq/mL")
         assert any("sub-01_pet.json" in note and "left out" in note for note in scan.notes)
 
     def test_a_byte_order_mark_is_harmless(self, tmp_path):
         tree(tmp_path, *pair("01"))
-        (tmp_path / "pet.json").write_bytes(b'\xef\xbb\xbf{"A": 1}')
-        assert discover(tmp_path).scans[0].pet_sidecar == {"A": 1}
+        (tmp_path / "pet.json").write_bytes(b'\xef\xbb\xbf{"Units": "Bq/mL"}')
+        assert discover(tmp_path).scans[0].pet_info == PetInfo(units="Bq/mL")
 
     def test_missing_fields_are_one_note_and_never_exclude(self, tmp_path):
         tree(tmp_path, *pair("01"))
@@ -290,20 +295,13 @@ class TestSidecar:
         (scan,) = discover(tree(tmp_path, *pair("01"))).scans
         assert scan.notes == ("sub-01_pet.nii.gz has no JSON sidecar",)
 
-    @pytest.mark.parametrize(
-        ("value", "durations"),
-        [
-            ([60, 120.5], (60.0, 120.5)),
-            (600, (600.0,)),
-            (None, None),
-            ("60", None),
-            ([60, "n/a"], None),
-            ([True], None),
-        ],
-    )
-    def test_frame_durations(self, value, durations):
-        scan = Scan("01", None, Path("t"), Path("p"), {"FrameDuration": value})
-        assert scan.frame_durations == durations
+    def test_the_weight_is_that_of_the_participants_table(self, tmp_path):
+        tree(tmp_path, *pair("01"), *pair("02"), *pair("03"))
+        table = "participant_id\tage\tweight\nsub-01\t30\t71.5\nsub-02\t31\tn/a\n"
+        (tmp_path / "participants.tsv").write_text(table)
+        put(tmp_path / "sub-03/pet/sub-03_pet.json", {"PatientWeight": 80})
+        weights = [scan.pet_info.weight_kg for scan in discover(tmp_path).scans]
+        assert weights == [71.5, None, 80]
 
 
 class TestDataset:
@@ -330,7 +328,7 @@ def test_the_real_cohort():
     assert len(found.scans) == 11
     assert found.excluded == ()
     for scan in found.scans:
-        assert scan.pet_sidecar["TracerName"] in scan.pet.name
+        assert scan.pet_info.tracer in scan.pet.name
         (note,) = scan.notes
         assert "InjectedRadioactivity" in note
         assert "TracerName" not in note
@@ -371,3 +369,165 @@ class TestOfOthers:
         for out in found.excluded:
             assert shown in out.reason
             assert out.reason.isprintable()
+
+
+class TestOtherSessions:
+    """A PET whose own session has no T1w takes that of the nearest."""
+
+    @staticmethod
+    def dataset(root, pets, t1ws):
+        names = [pair("01", session)[1] for session in pets]
+        return tree(root, *names, *(pair("01", session)[0] for session in t1ws))
+
+    def test_by_the_order_of_labels_the_earlier_of_two_as_near(self, tmp_path):
+        found = discover(self.dataset(tmp_path, ["02"], ["01", "03"]))
+        (scan,) = found.scans
+        assert scan.label == "sub-01_ses-02"
+        assert "ses-01" in scan.t1w.name
+        assert "nearest by the order of their labels" in scan.notes[0]
+
+    def test_by_time_where_all_have_one(self, tmp_path):
+        self.dataset(tmp_path, ["02"], ["01", "03"])
+        times = {"01": "2020-01-01T09:00:00", "02": "2021-06-01", "03": "2021-06-05T10:00:00Z"}
+        rows = "".join(f"ses-{session}\t{time}\n" for session, time in times.items())
+        (tmp_path / "sub-01/sub-01_sessions.tsv").write_text("session_id\tacq_time\n" + rows)
+        (scan,) = discover(tmp_path).scans
+        assert "ses-03" in scan.t1w.name
+        assert "nearest by acq_time" in scan.notes[0]
+
+    def test_its_own_comes_first(self, tmp_path):
+        found = discover(self.dataset(tmp_path, ["01", "02"], ["01", "02"]))
+        assert [scan.t1w.name[7:13] for scan in found.scans] == ["ses-01", "ses-02"]
+
+    def test_that_of_the_subject_itself(self, tmp_path):
+        found = discover(self.dataset(tmp_path, ["a", "b"], [None]))
+        assert labels(found) == ["sub-01_ses-a", "sub-01_ses-b"]
+        assert {scan.t1w.name for scan in found.scans} == {"sub-01_T1w.nii.gz"}
+        (left,) = found.excluded
+        assert left.reason.endswith("its T1w is used for sub-01_ses-a, sub-01_ses-b")
+
+    def test_also_when_only_the_session_of_the_pet_was_asked_for(self, tmp_path):
+        self.dataset(tmp_path, ["02"], ["01"])
+        (scan,) = discover(tmp_path, session_labels=["02"]).scans
+        assert "ses-01" in scan.t1w.name
+
+    def test_never_that_of_another_subject(self, tmp_path):
+        found = discover(tree(tmp_path, pair("01")[1], pair("02")[0]))
+        assert found.scans == ()
+        assert len(found.excluded) == 2
+
+
+class TestFilters:
+    def filtered(self, root, content):
+        put(root / "filter.json", content)
+        return discover(root, filters=read_filters(root / "filter.json"))
+
+    @pytest.fixture
+    def dataset(self, tmp_path):
+        pets = [
+            f"sub-01/pet/sub-01_{x}_pet.nii" for x in ("trc-FDG_run-01", "trc-FDG_run-2", "trc-PIB")
+        ]
+        t1ws = [f"sub-01/anat/sub-01_{x}T1w.nii" for x in ("", "acq-mprage_", "rec-norm_")]
+        return tree(tmp_path, *pets, *t1ws)
+
+    @pytest.mark.parametrize(
+        ("content", "pet", "t1w"),
+        [
+            ({}, "trc-PIB", "sub-01_T1w"),
+            ({"pet": {"tracer": "FDG"}}, "trc-FDG_run-01", "sub-01_T1w"),
+            ({"pet": {"trc": "trc-FDG", "run": 2}}, "trc-FDG_run-2", "sub-01_T1w"),
+            ({"pet": {"run": 1}}, "trc-FDG_run-01", "sub-01_T1w"),
+            ({"pet": {"run": ["02", 3]}, "t1w": {"acquisition": "mprage"}}, "run-2", "acq-mprage"),
+            ({"t1w": {"reconstruction": "norm", "suffix": "T1w"}}, "trc-PIB", "rec-norm"),
+            ({"pet": {"run": None}}, "trc-PIB", "sub-01_T1w"),
+        ],
+    )
+    def test_what_is_wanted_is_taken(self, dataset, content, pet, t1w):
+        (scan,) = self.filtered(dataset, content).scans
+        assert pet in scan.pet.name
+        assert t1w in scan.t1w.name
+
+    def test_what_is_not_wanted_is_said(self, dataset):
+        found = self.filtered(dataset, {"pet": {"tracer": "AV45"}})
+        (left,) = found.excluded
+        assert "no pet image" in left.reason
+        assert "trc-AV45" in left.reason
+        assert "sub-01_trc-PIB_pet.nii" in left.reason
+        assert not left.broken
+
+    @pytest.mark.parametrize(
+        "content",
+        ["", "[]", {"bold": {}}, {"pet": []}, {"pet": {"tracr": "FDG"}}, {"pet": {"run": 1.5}},
+         {"pet": {"run": True}}, {"pet": {"run": []}}, {"pet": {"run": {}}}],
+    )  # fmt: skip
+    def test_a_file_that_makes_no_sense_is_refused_by_name(self, dataset, content):
+        with pytest.raises(ConfigurationError, match=r"filter\.json"):
+            self.filtered(dataset, content)
+
+
+class TestDerivatives:
+    def test_a_pet_in_t1w_space_and_a_mask_are_found(self, tmp_path):
+        """As PETPrep leaves them: the anatomy of all sessions lies above them."""
+        raw = tree(tmp_path / "raw", *pair("01", "a", "_trc-FDG"))
+        put(raw / "pet.json", {"Units": "Bq/mL", "FrameDuration": [60, 60]})
+        derived = tree(
+            tmp_path / "petprep",
+            "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+            "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+            "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_desc-preproc_T1w.nii.gz",
+            "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_desc-brain_mask.nii.gz",
+            "sub-01/anat/sub-01_label-cerebellum_mask.nii.gz",
+            "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_space-T1w_desc-preproc_pet.nii.gz",
+            "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_desc-preproc_pet.nii.gz",
+            "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_space-MNI152NLin2009cAsym_pet.nii.gz",
+        )
+        name = "sub-01_ses-a_trc-FDG_space-T1w_desc-preproc_pet"
+        put(derived / f"sub-01/ses-a/pet/{name}.json", {"FrameDuration": [120]})
+        (scan,) = discover(raw, derivatives=[derived], reference_region="cerebellum").scans
+        assert scan.pet.name == f"{name}.nii.gz"
+        assert scan.pet_in_t1w_space
+        assert scan.t1w.name == "sub-01_desc-preproc_T1w.nii.gz"
+        assert scan.mask.name == "sub-01_desc-brain_mask.nii.gz"
+        assert scan.reference.name == "sub-01_label-cerebellum_mask.nii.gz"
+        assert scan.pet_info == PetInfo(units="Bq/mL", frame_durations=(120,))
+        (alone,) = discover(raw).scans
+        assert not alone.pet_in_t1w_space
+        assert alone.mask is None
+
+    def test_a_derivative_dataset_can_be_the_input_itself(self, tmp_path):
+        tree(
+            tmp_path,
+            "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+            "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+            "sub-01/anat/sub-01_space-MNI152Lin_T1w.nii.gz",
+            "sub-01/pet/sub-01_pet.nii.gz",
+            "sub-01/pet/sub-01_space-T1w_desc-preproc_pet.nii.gz",
+        )
+        (scan,) = discover(tmp_path).scans
+        assert scan.pet_in_t1w_space
+        assert "MNI" not in scan.t1w.name
+        assert scan.mask is not None
+
+    def test_of_other_subjects_change_nothing(self, tmp_path):
+        raw = tree(tmp_path / "raw", *pair("01"))
+        other = tree(tmp_path / "other", "sub-02/anat/sub-02_desc-brain_mask.nii.gz")
+        assert discover(raw, derivatives=[other]) == discover(raw)
+
+    def test_that_are_not_there_are_refused(self, tmp_path):
+        with pytest.raises(ConfigurationError, match="derivative dataset"):
+            discover(tree(tmp_path / "raw", *pair("01")), derivatives=[tmp_path / "no"])
+
+    def test_images_in_the_space_of_a_template_are_none_of_the_subject(self, tmp_path):
+        tree(tmp_path, pair("01")[1], "sub-01/anat/sub-01_space-MNI152Lin_T1w.nii.gz")
+        (left,) = discover(tmp_path).excluded
+        assert "in the space of the subject" in left.reason
+
+    def test_an_entity_that_bids_does_not_know_is_said(self, tmp_path):
+        tree(tmp_path, *pair("01", pet="_tracer-FDG"))
+        (scan,) = discover(tmp_path).scans
+        assert any("knows no entity tracer" in note for note in scan.notes)
+
+    def test_a_file_where_a_folder_should_be(self, tmp_path):
+        tree(tmp_path, "sub-01/anat", pair("01")[1], *pair("02"))
+        found = discover(tmp_path)
+        assert labels(found) == ["sub-02"]

@@ -42,6 +42,7 @@ from fusionflow.errors import FusionflowError, ImageError, WeightsError
 from fusionflow.io.bids import Scan, discover
 from fusionflow.io.nifti import read_header, read_volume, write_volume
 from fusionflow.luts import read_table
+from fusionflow.pet_info import PetInfo
 from fusionflow.untrusted import printable
 from fusionflow.weights import checked_state, find_weights, read_state, read_sums, read_tensors
 
@@ -408,7 +409,7 @@ class TestSidecars:
         (folder / "bids/pet.json").write_bytes(far)
         found = discover(folder / "bids")
         (scan,) = found.scans
-        assert isinstance(scan.pet_sidecar, dict)
+        assert isinstance(scan.pet_info, PetInfo)
         assert "".join(scan.notes).isprintable()
         assert len("".join(scan.notes)) < 4000
         seconds = scan.frame_durations

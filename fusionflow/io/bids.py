@@ -10,172 +10,60 @@ extension (Norgaard et al., 2022), BIDS 1.11.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
+import datetime
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fusionflow.errors import ConfigurationError
-from fusionflow.untrusted import printable, read_bounded
-
-__all__ = ["Discovery", "Excluded", "Scan", "discover"]
-
-REQUIRED_PET_FIELDS = (
-    "Manufacturer",
-    "ManufacturersModelName",
-    "Units",
-    "TracerName",
-    "TracerRadionuclide",
-    "InjectedRadioactivity",
-    "InjectedRadioactivityUnits",
-    "InjectedMass",
-    "InjectedMassUnits",
-    "SpecificRadioactivity",
-    "SpecificRadioactivityUnits",
-    "ModeOfAdministration",
-    "TimeZero",
-    "ScanStart",
-    "InjectionStart",
-    "FrameTimesStart",
-    "FrameDuration",
-    "AcquisitionMode",
-    "ImageDecayCorrected",
-    "ImageDecayCorrectionTime",
-    "ReconMethodName",
-    "ReconMethodParameterLabels",
-    "ReconFilterType",
-    "AttenuationCorrection",
+from fusionflow.io.bids_names import (
+    LABEL,
+    NO_FILTERS,
+    BidsFile,
+    Filters,
+    listing,
+    natural,
+    parse_name,
+    some,
 )
-"""Sidecar fields that BIDS requires of every PET image."""
+from fusionflow.io.scans import Discovery, Excluded, Scan, place_label
+from fusionflow.io.sidecars import (
+    REQUIRED_PET_FIELDS,
+    Sidecar,
+    body_weights,
+    inherit,
+    read_table,
+    sidecars_in,
+)
+from fusionflow.pet_info import pet_info
+from fusionflow.untrusted import printable
 
-_LABEL = r"[0-9A-Za-z+]+"
-_FOLDER = re.compile(rf"(?:sub|ses)-{_LABEL}")
-_NAME = re.compile(rf"((?:[0-9A-Za-z]+-{_LABEL}_)*)([0-9A-Za-z]+)(?:\.nii|\.nii\.gz|\.json)")
-_IMAGES = {"T1w": "anat", "pet": "pet"}
-_MOST_SIDECAR_BYTES = 1 << 24
-_MOST_SIDECAR_LEVELS = 64
+__all__ = ["REQUIRED_PET_FIELDS", "Discovery", "Excluded", "Scan", "discover"]
+
+_FOLDER = re.compile(rf"(?:sub|ses)-{LABEL}")
+_IMAGES = {"t1w": ("anat", "T1w"), "pet": ("pet", "pet")}
+#: Spaces in which the images of one person lie; all others are templates'.
+_OWN_SPACES = (None, "T1w", "orig", "scanner", "individual")
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One PET + T1w pair of one subject (and session): the unit of work.
-
-    Attributes
-    ----------
-    subject : str
-        Label without ``sub-``.
-    session : str or None
-        Label without ``ses-``; None where the subject has no sessions.
-    t1w, pet : pathlib.Path
-        The two images.
-    pet_sidecar : mapping
-        The metadata of the PET image, inherited fields included; empty if there is none.
-    notes : tuple of str
-        What a person should know: which of several files was taken, what metadata lack.
-    """
+@dataclass
+class _Place:
+    """A subject's session, or a subject's own folder: what lies there and below derivatives."""
 
     subject: str
     session: str | None
-    t1w: Path
-    pet: Path
-    pet_sidecar: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    notes: tuple[str, ...] = ()
+    folders: list[Path]
+    files: dict[str, list[BidsFile]] = field(default_factory=dict)
+    sidecars: list[Sidecar] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    dangling: set[Path] = field(default_factory=set)
+    problem: Excluded | None = None
 
     @property
     def label(self) -> str:
-        """The scan's name in outputs and logs.
-
-        >>> Scan("01", "02", Path("t1w.nii.gz"), Path("pet.nii.gz")).label
-        'sub-01_ses-02'
-        """
-        return _label(self.subject, self.session)
-
-    @property
-    def frame_durations(self) -> tuple[float, ...] | None:
-        """Duration of each PET frame in seconds, or None where the sidecar has no usable list."""
-        durations = self.pet_sidecar.get("FrameDuration")
-        durations = durations if isinstance(durations, list) else [durations]
-        if all(isinstance(d, int | float) and not isinstance(d, bool) for d in durations):
-            with contextlib.suppress(OverflowError):
-                seconds = tuple(float(d) for d in durations)
-                return seconds if all(map(math.isfinite, seconds)) else None
-        return None
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """A place in the dataset that gives no scan, and why.
-
-    Attributes
-    ----------
-    label : str
-        Such as ``sub-01_ses-02``.
-    reason : str
-        What is missing or wrong.
-    broken : bool
-        True if a person must mend something; False if there simply is no PET/T1w pair.
-    """
-
-    label: str
-    reason: str
-    broken: bool
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """What a dataset holds.
-
-    Attributes
-    ----------
-    root : pathlib.Path
-        The dataset's folder.
-    scans : tuple of Scan
-        In natural order of their labels (``sub-2`` before ``sub-10``).
-    excluded : tuple of Excluded
-        In the same order.
-    notes : tuple of str
-        What a person should know about the dataset as a whole.
-    """
-
-    root: Path
-    scans: tuple[Scan, ...]
-    excluded: tuple[Excluded, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> frozenset[str]:
-        """Labels of every place, whether it gives a scan or not."""
-        return frozenset(
-            (*(scan.label for scan in self.scans), *(place.label for place in self.excluded))
-        )
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file whose name follows BIDS, taken apart."""
-
-    path: Path
-    entities: Mapping[str, str]
-    suffix: str
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """Sort key: few entities first, then by name."""
-        return len(self.entities), _natural(self.path.name)
-
-
-@dataclass(frozen=True)
-class _Sidecar:
-    """A JSON file of PET metadata."""
-
-    file: _File
-    fields: Mapping[str, Any]
-    problem: str | None
+        return place_label(self.subject, self.session)
 
 
 def discover(
@@ -183,20 +71,33 @@ def discover(
     *,
     participant_labels: Sequence[str] = (),
     session_labels: Sequence[str] = (),
+    filters: Filters = NO_FILTERS,
+    derivatives: Sequence[Path] = (),
+    reference_region: str | None = None,
 ) -> Discovery:
-    """Find every PET + T1w pair of a BIDS dataset.
+    """Find every PET + T1w pair of a BIDS dataset, raw or derivative.
 
-    Looks at ``sub-*/[ses-*/]anat/*_T1w.nii[.gz]`` and ``sub-*/[ses-*/]pet/*_pet.nii[.gz]``. A
-    subject can have both sessions and files directly under it. All else at the top
-    (``derivatives``, ``sourcedata``, ``code``, dotfolders) is not looked into.
+    Looks at ``sub-*/[ses-*/]anat/*_T1w.nii[.gz]`` and ``sub-*/[ses-*/]pet/*_pet.nii[.gz]``, and at
+    the same places of ``derivatives``. A subject can have both sessions and files directly under
+    it. All else at the top (``derivatives``, ``sourcedata``, ``code``, dotfolders) is not looked
+    into.
 
-    Where one place holds several T1w or PET images, the one with the fewest entities besides
-    ``sub`` and ``ses`` is taken, and among equals the first in natural order of their names
-    (``run-2`` before ``run-10``). The scan's notes say what was taken and what was left.
+    **Which image.** Those that ``filters`` leave; of them, not those in the space of a template. A
+    PET in ``space-T1w`` comes before others, an image of ``derivatives`` before a raw one, then
+    the one with the fewest entities, then the first in natural order of their names (``run-2``
+    before ``run-10``). The scan's notes say what was taken and what was left.
 
-    PET metadata follow the inheritance principle: JSON files with suffix ``pet``, whose entities
-    are a subset of the image's, at the dataset, subject, session and ``pet`` level; fields of the
-    nearest win. They never exclude a scan.
+    **Which T1w.** That of the PET's own session. If it has none, that of the subject's nearest
+    session: by ``acq_time`` in ``sub-*_sessions.tsv`` where all have one, else by the order of
+    their labels; of two as near, the earlier.
+
+    **Masks**: ``*_desc-brain_mask.nii[.gz]`` in ``anat``; the reference region is
+    ``*_label-REGION_mask.nii[.gz]`` or ``*_desc-REGION_mask.nii[.gz]`` in ``anat`` or ``pet``.
+
+    **PET metadata** follow the inheritance principle: JSON files with suffix ``pet``, whose
+    entities are a subset of the image's, at the dataset, subject, session and ``pet`` level;
+    fields of the nearest win. The weight is that of ``participants.tsv`` (kg). They never exclude
+    a scan.
 
     Parameters
     ----------
@@ -204,6 +105,12 @@ def discover(
         The dataset.
     participant_labels, session_labels : sequence of str
         Keep only these, with or without ``sub-`` and ``ses-``; all if empty.
+    filters : Filters
+        Keep only images with these entities.
+    derivatives : sequence of Path
+        Derivative datasets of the same subjects; the first comes first.
+    reference_region : str, optional
+        Name of the region that SUVR refers to.
 
     Returns
     -------
@@ -216,33 +123,29 @@ def discover(
         asked for is not in it.
     """
     root = Path(bids_dir)
-    try:
-        folders, files, _ = _listing(root)
-    except OSError as error:
-        raise ConfigurationError(
-            f"The BIDS dataset {root} cannot be listed: {error.strerror or error}",
-            "Give the folder that holds dataset_description.json and sub-*",
-        ) from error
-
+    folders, files = _listed(root, "BIDS dataset")
+    for other in derivatives:
+        _listed(other, "derivative dataset")
     subjects = [name for name in folders if name.startswith("sub-")]
     wanted = _wanted("sub-", participant_labels)
     _check_held(root, "sub-*", wanted, set(subjects))
-    sessions_wanted = _wanted("ses-", session_labels)
-    sessions_seen: set[str] = set()
-
+    weights, notes = body_weights(root, files)
+    index = _Index(
+        roots=(root, *derivatives),
+        filters=filters,
+        region=reference_region,
+        weights=weights,
+        inherited=sidecars_in(root, files),
+        sessions_wanted=_wanted("ses-", session_labels),
+    )
     places: list[Scan | Excluded] = []
-    inherited = _sidecars(root, files)
     for name in subjects:
-        if wanted and name not in wanted:
-            continue
-        try:
-            found, seen = _subject(root / name, inherited, sessions_wanted)
-        except OSError as error:
-            found, seen = [_unlisted(name, error)], set()
-        sessions_seen |= seen
-        places += found
-    _check_held(root, "ses-*", sessions_wanted, sessions_seen)
-    notes = []
+        if not wanted or name in wanted:
+            try:
+                places += index.subject(name)
+            except OSError as error:
+                places.append(_unlisted(name, error))
+    _check_held(root, "ses-*", index.sessions_wanted, index.sessions_seen)
     if "dataset_description.json" not in files:
         notes.append(f"{root} has no dataset_description.json, which BIDS requires")
     if not subjects:
@@ -252,184 +155,258 @@ def discover(
     return Discovery(root, scans, excluded, tuple(notes))
 
 
-def _subject(
-    folder: Path, inherited: Sequence[_Sidecar], sessions_wanted: set[str]
-) -> tuple[list[Scan | Excluded], set[str]]:
-    """Return what one subject gives, and the sessions it has."""
-    if not _FOLDER.fullmatch(folder.name):
-        return [_bad_label(folder, folder.name)], set()
-    subject = folder.name.removeprefix("sub-")
-    folders, files, _ = _listing(folder)
-    inherited = [*inherited, *_sidecars(folder, files)]
-    sessions = [name for name in folders if name.startswith("ses-")]
+@dataclass
+class _Index:
+    """What is asked for, while the subjects are gone through."""
 
-    found: list[Scan | Excluded] = []
-    has_own = any(datatype in folders for datatype in _IMAGES.values())
-    if not sessions_wanted and (has_own or not sessions):
-        found.append(_place(folder, subject, None, folders, inherited))
-    for name in sessions:
-        if sessions_wanted and name not in sessions_wanted:
-            continue
-        label = f"{folder.name}_{name}"
+    roots: tuple[Path, ...]
+    filters: Filters
+    region: str | None
+    weights: Mapping[str, float]
+    inherited: list[Sidecar]
+    sessions_wanted: set[str]
+    sessions_seen: set[str] = field(default_factory=set)
+
+    def subject(self, name: str) -> list[Scan | Excluded]:
+        """Return what one subject gives."""
+        folder = self.roots[0] / name
         if not _FOLDER.fullmatch(name):
-            found.append(_bad_label(folder / name, label))
-            continue
-        try:
-            inside, session_files, _ = _listing(folder / name)
-        except OSError as error:
-            found.append(_unlisted(label, error))
-            continue
-        known = [*inherited, *_sidecars(folder / name, session_files)]
-        session = name.removeprefix("ses-")
-        found.append(_place(folder / name, subject, session, inside, known))
-    return found, set(sessions)
+            return [_bad_label(folder, name)]
+        subject = name.removeprefix("sub-")
+        folders, files, _ = listing(folder)
+        inherited = [*self.inherited, *sidecars_in(folder, files)]
+        sessions = [session for session in folders if session.startswith("ses-")]
+        self.sessions_seen |= set(sessions)
+        places, bad = [], []
+        has_own = any(datatype in folders for datatype, _ in _IMAGES.values())
+        if has_own or not sessions:
+            places.append(self._place(subject, None, inherited))
+        for session in sessions:
+            if _FOLDER.fullmatch(session):
+                places.append(self._place(subject, session.removeprefix("ses-"), inherited))
+            elif not self.sessions_wanted or session in self.sessions_wanted:
+                bad.append(_bad_label(folder / session, f"{name}_{session}"))
+        found: list[Scan | Excluded] = []
+        lent: dict[str, list[str]] = {}
+        for place in places:
+            if not self.sessions_wanted or f"ses-{place.session}" in self.sessions_wanted:
+                found.append(self._resolve(place, places, lent, files))
+        for i, item in enumerate(found):
+            if isinstance(item, Excluded) and item.label in lent:
+                used = f"{item.reason}; its T1w is used for {', '.join(lent[item.label])}"
+                found[i] = Excluded(item.label, used, item.broken)
+        return [*found, *bad]
 
-
-def _place(
-    folder: Path,
-    subject: str,
-    session: str | None,
-    folders: Sequence[str],
-    inherited: Sequence[_Sidecar],
-) -> Scan | Excluded:
-    """Return the scan of one subject or session folder, or why there is none."""
-    label = _label(subject, session)
-    notes: list[str] = []
-    taken: dict[str, _File] = {}
-    sidecars = list(inherited)
-    for suffix, datatype in _IMAGES.items():
-        if datatype not in folders:
-            continue
+    def _place(self, subject: str, session: str | None, inherited: Sequence[Sidecar]) -> _Place:
+        """Gather the images of one subject or session folder."""
+        inside = Path(f"sub-{subject}", *([f"ses-{session}"] if session else []))
+        folders = [root / inside for root in self.roots]
+        if session is not None:  # what belongs to all sessions lies above them in derivatives
+            folders += [root / f"sub-{subject}" for root in self.roots[1:]]
+        place = _Place(subject, session, folders, sidecars=list(inherited))
         try:
-            _, names, dangling = _listing(folder / datatype)
+            if session is not None:
+                place.sidecars += sidecars_in(folders[0], listing(folders[0])[1])
+            for folder in (*folders[1 : len(self.roots)], folders[0], *folders[len(self.roots) :]):
+                for datatype in ("anat", "pet"):
+                    self._gather(place, folder / datatype)
         except OSError as error:
-            return _unlisted(label, error)
-        if datatype == "pet":
-            sidecars += _sidecars(folder / datatype, names)
-        endings = (f"_{suffix}.nii", f"_{suffix}.nii.gz")
-        paths = [folder / datatype / name for name in names if name.endswith(endings)]
-        images = [image for path in paths if (image := _parse(path)) is not None]
-        unnamed = [printable(path.name) for path in paths if _parse(path) is None]
-        for image in images:
-            if (image.entities.get("sub"), image.entities.get("ses")) != (subject, session):
-                return _broken(
-                    label,
-                    f"{image.path} does not carry the labels of its folder ({label}): rename it, "
-                    "or move it to where it belongs",
+            place.problem = _unlisted(place.label, error)
+        return place
+
+    def _gather(self, place: _Place, folder: Path) -> None:
+        """Take the names of one ``anat`` or ``pet`` folder apart."""
+        try:
+            _, names, dangling = listing(folder)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            place.problem = _broken(place.label, f"{folder} is a file, where a folder should be")
+            return
+        if folder.name == "pet":
+            place.sidecars += sidecars_in(folder, names)
+        place.dangling |= {folder / name for name in dangling}
+        unnamed = []
+        for kind, suffix in (("t1w", "T1w"), ("pet", "pet"), ("mask", "mask")):
+            if kind in _IMAGES and folder.name != _IMAGES[kind][0]:
+                continue
+            for name in names:
+                if not name.endswith((f"_{suffix}.nii", f"_{suffix}.nii.gz")):
+                    continue
+                file = parse_name(folder / name)
+                if file is None:
+                    unnamed.append(printable(name))
+                elif self._belongs(place, file, kind):
+                    place.files.setdefault(kind, []).append(file)
+        if unnamed:
+            place.notes.append(f"{', '.join(unnamed)} left: not a BIDS name")
+            if not place.files.get("t1w" if folder.name == "anat" else "pet"):
+                reason = f"{folder / unnamed[0]} is not a BIDS name: rename it"
+                place.problem = place.problem or _broken(place.label, reason)
+
+    def _belongs(self, place: _Place, file: BidsFile, kind: str) -> bool:
+        """Whether an image carries the labels of its place; a raw one that does not is broken."""
+        own = (file.entities.get("sub"), file.entities.get("ses"))
+        if own == (place.subject, place.session):
+            return True
+        is_raw = file.path.is_relative_to(self.roots[0])
+        if not is_raw and own == (place.subject, None):
+            return True
+        if is_raw and kind != "mask":
+            place.problem = place.problem or _broken(
+                place.label,
+                f"{file.path} does not carry the labels of its folder ({place.label}): rename it, "
+                "or move it to where it belongs",
+            )
+        return False
+
+    def _resolve(
+        self,
+        place: _Place,
+        places: Sequence[_Place],
+        lent: dict[str, list[str]],
+        files: Sequence[str],
+    ) -> Scan | Excluded:
+        """Return the scan of a place, or why there is none."""
+        if place.problem is not None:
+            return place.problem
+        notes = list(place.notes)
+        pet = self._choose(place, "pet", notes)
+        t1w_place = place
+        t1w = self._choose(place, "t1w", notes)
+        if t1w is None and pet is not None:
+            others = [item for item in places if item is not place and item.problem is None]
+            holding = [item for item in others if self._wanted_of(item, "t1w")]
+            nearest, rule = _nearest(place, holding, self.roots[0], files)
+            if nearest is not None:
+                t1w_place = nearest
+                t1w = self._choose(nearest, "t1w", notes)
+                notes.append(
+                    f"{place.label} has no T1w image: that of {nearest.label} is taken, the "
+                    f"nearest {rule}"
                 )
-        images.sort(key=lambda image: image.order)
-        if images:
-            taken[suffix] = images[0]
-            if images[0].path.name in dangling:
+                lent.setdefault(nearest.label, []).append(place.label)
+        if t1w is None or pet is None:
+            return Excluded(place.label, self._lacking(place, t1w, pet), broken=False)
+        for image in (t1w, pet):
+            if image.path in place.dangling | t1w_place.dangling:
                 return _broken(
-                    label,
-                    f"{images[0].path} is a link to content that is not here: fetch it, for "
+                    place.label,
+                    f"{image.path} is a link to content that is not here: fetch it, for "
                     "example with `datalad get` or `git annex get`",
                 )
-        elif unnamed:
-            return _broken(label, f"{folder / datatype / unnamed[0]} is not a BIDS name: rename it")
-        if len(images) > 1:
-            left = ", ".join(image.path.name for image in images[1:])
-            notes.append(f"{images[0].path.name} is taken; {left} left")
-        if unnamed:
-            notes.append(f"{', '.join(unnamed)} left: not a BIDS name")
+            if image.unknown:
+                notes.append(f"{image.path.name}: BIDS knows no entity {', '.join(image.unknown)}")
+        fields, about = inherit(pet, place.sidecars)
+        masks = t1w_place.files.get("mask", []) + (place.files.get("mask", []))
+        mask = self._mask(masks, "brain")
+        reference = self._mask(masks, self.region) if self.region else None
+        if mask is not None:
+            notes.append(f"the mask is {mask.name}")
+        return Scan(
+            subject=place.subject,
+            session=place.session,
+            t1w=t1w.path,
+            pet=pet.path,
+            pet_info=pet_info(fields, self.weights.get(f"sub-{place.subject}")),
+            notes=(*notes, *about),
+            mask=mask,
+            reference=reference,
+            pet_in_t1w_space=pet.entities.get("space") == "T1w",
+        )
 
-    lacking = [kind for kind in ("T1w", "pet") if kind not in taken]
-    if lacking:
-        return Excluded(label, f"no {' and no '.join(lacking)} image in {folder}", broken=False)
-    sidecar, about = _inherit(taken["pet"], sidecars)
-    return Scan(subject, session, taken["T1w"].path, taken["pet"].path, sidecar, (*notes, *about))
-
-
-def _inherit(image: _File, sidecars: Iterable[_Sidecar]) -> tuple[dict[str, Any], list[str]]:
-    """Merge the sidecars that apply to an image, given from far to near."""
-    own = image.entities.items()
-    applied = [sidecar for sidecar in sidecars if sidecar.file.entities.items() <= own]
-    fields = {name: value for sidecar in applied for name, value in sidecar.fields.items()}
-    notes = [sidecar.problem for sidecar in applied if sidecar.problem]
-    if not applied:
-        notes.append(f"{image.path.name} has no JSON sidecar")
-    elif lacking := [name for name in REQUIRED_PET_FIELDS if name not in fields]:
-        notes.append(f"PET sidecar lacks fields that BIDS requires: {', '.join(lacking)}")
-    return fields, notes
-
-
-def _sidecars(folder: Path, names: Iterable[str]) -> list[_Sidecar]:
-    """Read the PET sidecars among the files of one folder, those with the fewest entities first."""
-    files = [
-        file
-        for name in names
-        if name.endswith("pet.json")
-        and (file := _parse(folder / name)) is not None
-        and file.suffix == "pet"
-    ]
-    files.sort(key=lambda file: file.order)
-    return [_Sidecar(file, *_read_json(file.path)) for file in files]
-
-
-def _read_json(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the object in a JSON file, or an empty one and what is wrong."""
-    try:
-        text = read_bounded(path, _MOST_SIDECAR_BYTES).decode("utf-8-sig")
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return {}, f"{path} is not valid JSON and is left out: {error}"
-    except OSError as error:
-        return {}, f"{path} cannot be read and is left out: {error.strerror or error}"
-    if not isinstance(content, dict):
-        return {}, f"{path} holds no JSON object and is left out"
-    if _is_deeper(content, _MOST_SIDECAR_LEVELS):  # it could not be sent to a worker
-        return {}, f"{path} is nested more than {_MOST_SIDECAR_LEVELS} deep and is left out"
-    return content, None
-
-
-def _is_deeper(content: object, most: int) -> bool:
-    """Say whether lists and objects lie in each other more than so many levels deep."""
-    level = [content]
-    for _ in range(most + 1):
-        level = [
-            item
-            for holder in level
-            if isinstance(holder, dict | list)
-            for item in (holder.values() if isinstance(holder, dict) else holder)
+    def _wanted_of(self, place: _Place, kind: str) -> list[BidsFile]:
+        """Return the images of a kind that are wanted, the first first."""
+        any_space = "space" in self.filters.wanted.get(kind, {})
+        files = [
+            file
+            for file in place.files.get(kind, [])
+            if self.filters.take(kind, file)
+            and (any_space or file.entities.get("space") in _OWN_SPACES)
         ]
-    return bool(level)
+
+        def key(file: BidsFile) -> tuple[object, ...]:
+            aligned = kind == "pet" and file.entities.get("space") == "T1w"
+            raw = file.path.is_relative_to(self.roots[0])
+            return (not aligned, raw, *file.order)
+
+        return sorted(files, key=key)
+
+    def _choose(self, place: _Place, kind: str, notes: list[str]) -> BidsFile | None:
+        """Return the image of a kind that is taken, and note what is left."""
+        files = self._wanted_of(place, kind)
+        if len(files) > 1:
+            left = some((file.path.name for file in files[1:]), 20)
+            notes.append(f"{files[0].path.name} is taken; {left} left")
+        return files[0] if files else None
+
+    def _mask(self, files: Sequence[BidsFile], what: str) -> Path | None:
+        """Return the mask of something, the first by `_choose`'s rule."""
+        fitting = [
+            file
+            for file in files
+            if self.filters.take("mask", file)
+            and file.entities.get("space") in _OWN_SPACES
+            and what in (file.entities.get("label"), file.entities.get("desc"))
+        ]
+        fitting.sort(key=lambda file: (file.path.is_relative_to(self.roots[0]), *file.order))
+        return fitting[0].path if fitting else None
+
+    def _lacking(self, place: _Place, t1w: BidsFile | None, pet: BidsFile | None) -> str:
+        """Say what a place lacks, and what was there and not wanted."""
+        lacking = [name for name, image in (("T1w", t1w), ("pet", pet)) if image is None]
+        reason = f"no {' and no '.join(lacking)} image in {place.folders[0]}"
+        for kind in ("t1w", "pet"):
+            held = place.files.get(kind, [])
+            if held and not self._wanted_of(place, kind):
+                asked = self.filters.of(kind) or "in the space of the subject"
+                reason += f" that is {asked} (there is {some(file.path.name for file in held)})"
+        return reason
 
 
-def _parse(path: Path) -> _File | None:
-    """Take a file name apart: ``key-value_..._suffix.extension``, each key once."""
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        return None
-    pairs = re.findall(r"([^-_]+)-([^-_]+)_", match[1])
-    entities = dict(pairs)
-    return _File(path, entities, match[2]) if len(entities) == len(pairs) else None
-
-
-def _listing(folder: Path) -> tuple[list[str], list[str], set[str]]:
-    """Return the names of folders, files, and dangling links (also among files), not hidden."""
-    folders, files, dangling = [], [], set()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+def _nearest(
+    place: _Place, holding: Sequence[_Place], root: Path, files: Sequence[str]
+) -> tuple[_Place | None, str]:
+    """Return the place whose T1w is nearest to a session, and by what."""
+    if not holding:
+        return None, ""
+    table = f"sub-{place.subject}_sessions.tsv"
+    times: dict[str, datetime.datetime] = {}
+    if table in files:
+        for row in read_table(root / f"sub-{place.subject}" / table)[0]:
             try:
-                if entry.is_dir():
-                    folders.append(entry.name)
-                    continue
-                absent = entry.is_symlink() and not entry.is_file()
-            except OSError:  # a link to itself
-                absent = True
-            files.append(entry.name)
-            if absent:
-                dangling.add(entry.name)
-    return sorted(folders, key=_natural), sorted(files, key=_natural), dangling
+                when = datetime.datetime.fromisoformat(row.get("acq_time", ""))
+            except ValueError:
+                continue
+            times[row.get("session_id", "")] = when.replace(tzinfo=None)
+    own = times.get(f"ses-{place.session}")
+    known = [times.get(f"ses-{other.session}") for other in holding]
+    if own is not None and all(when is not None for when in known):
+        gaps = [
+            (abs(when - own), when, other)
+            for when, other in zip(known, holding, strict=True)
+            if when is not None
+        ]
+        return min(gaps, key=lambda gap: gap[:2])[2], "by acq_time"
+    names = sorted(natural(item.session or "") for item in (place, *holding))
+    here = names.index(natural(place.session or ""))
+
+    def distance(other: _Place) -> tuple[int, int]:
+        at = names.index(natural(other.session or ""))
+        return abs(at - here), at
+
+    return min(holding, key=distance), "by the order of their labels"
 
 
-def _natural(name: str) -> tuple[Any, ...]:
-    """Return a sort key that takes runs of digits as numbers."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+def _listed(root: Path, what: str) -> tuple[list[str], list[str]]:
+    try:
+        folders, files, _ = listing(root)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The {what} {root} cannot be listed: {error.strerror or error}",
+            "Give the folder that holds dataset_description.json and sub-*",
+        ) from error
+    return folders, files
 
 
 def _wanted(prefix: str, labels: Sequence[str]) -> set[str]:
@@ -440,16 +417,12 @@ def _wanted(prefix: str, labels: Sequence[str]) -> set[str]:
 
 def _check_held(root: Path, kind: str, wanted: set[str], held: set[str]) -> None:
     """Refuse folders that were asked for and are not in the dataset."""
-    if missing := sorted(wanted - held, key=_natural):
-        known = sorted(held, key=_natural)
+    if missing := sorted(wanted - held, key=natural):
+        known = sorted(held, key=natural)
         raise ConfigurationError(
-            f"{_some(missing)} not in {root}",
-            f"It holds {_some(known)}" if known else f"It holds no {kind} folder",
+            f"{some(map(printable, missing))} not in {root}",
+            f"It holds {some(map(printable, known))}" if known else f"It holds no {kind} folder",
         )
-
-
-def _label(subject: str, session: str | None) -> str:
-    return f"sub-{subject}" if session is None else f"sub-{subject}_ses-{session}"
 
 
 def _broken(label: str, reason: str) -> Excluded:
@@ -466,8 +439,3 @@ def _bad_label(folder: Path, label: str) -> Excluded:
 
 def _unlisted(label: str, error: OSError) -> Excluded:
     return _broken(label, f"{error.filename} cannot be listed: {error.strerror}: make it readable")
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = len(names) - most
-    return ", ".join(map(printable, names[:most])) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,57 @@
+"""The input of a run, whatever it is: a BIDS dataset or a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusionflow.config import InputOptions
+from fusionflow.errors import ConfigurationError
+from fusionflow.io.bids import discover
+from fusionflow.io.bids_names import NO_FILTERS, read_filters
+from fusionflow.io.manifest import read_manifest
+from fusionflow.io.scans import Discovery
+
+
+def find_scans(
+    source: Path,
+    options: InputOptions,
+    *,
+    participant_labels: Sequence[str] = (),
+    session_labels: Sequence[str] = (),
+) -> Discovery:
+    """Find the scans of a BIDS dataset (a folder) or a manifest (a table, ``.tsv``).
+
+    Parameters
+    ----------
+    source : Path
+        Folder or table.
+    options : InputOptions
+        Which images are wanted, and what else belongs to them.
+    participant_labels, session_labels : sequence of str
+        Keep only these; all if empty.
+
+    Raises
+    ------
+    ConfigurationError
+        If the input cannot be read, or an option means nothing for it.
+    """
+    selection = {"participant_labels": participant_labels, "session_labels": session_labels}
+    if source.is_dir() or source.suffix != ".tsv":
+        return discover(
+            source,
+            **selection,
+            filters=read_filters(options.bids_filter) if options.bids_filter else NO_FILTERS,
+            derivatives=options.derivatives,
+            reference_region=options.reference_region,
+        )
+    for name, value in (
+        ("a filter file", options.bids_filter),
+        ("derivatives", options.derivatives),
+    ):
+        if value:
+            raise ConfigurationError(
+                f"{name} was given, which means nothing for the manifest {source}",
+                "Write in the manifest what is wanted",
+            )
+    return read_manifest(source, **selection)
