@@ -22,6 +22,7 @@ from fusionflow.cli_options import (
     VERBOSE,
     Duration,
     configured,
+    interrupt,
     labels,
     log,
     run_options,
@@ -33,18 +34,14 @@ if TYPE_CHECKING:
     from fusionflow.events import RunReport
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    """Treat SIGTERM, which schedulers send, like Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 class _Commands(click.Group):
     """Turns errors that are meant for people into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run a command."""
         with contextlib.suppress(ValueError):  # only the main thread can
-            signal.signal(signal.SIGTERM, _interrupt)
+            for number in (signal.SIGTERM, signal.SIGINT):  # schedulers send the first
+                signal.signal(number, interrupt)
         try:
             return super().invoke(ctx)
         except FusionflowError as error:
@@ -158,7 +155,14 @@ def run(
     if dry_run:
         from fusionflow.runner import look
 
-        standings = look(bids_dir, out_dir, config, **selection)
+        standings = look(
+            bids_dir,
+            out_dir,
+            config,
+            **selection,
+            retry_failed=options["retry_failed"],
+            force=options["force"],
+        )
         cli_ledger.show_standings(standings, as_json=as_json, verbose=bool(verbose))
         return
     report = _run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import signal
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +19,20 @@ from fusionflow.cli_options import (
     VERBOSE,
     Duration,
     configured,
+    interrupt,
     labels,
     log,
     run_options,
 )
 from fusionflow.errors import ConfigurationError
+from fusionflow.untrusted import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from types import FrameType
 
-    from fusionflow.ledger import OutputPaths
+    from fusionflow.events import Event
+    from fusionflow.ledger import Index, OutputPaths
     from fusionflow.survey import Standing, State
 
 _COLOURS = {"failed": "red", "quarantined": "red", "stale": "yellow", "waiting": "yellow"}
@@ -44,9 +50,9 @@ def show_standings(standings: Iterable[Standing], *, as_json: bool, verbose: boo
             made = f"{item.record.method['name']}  {item.record.created}"
         why = item.why if item.state != "new" else ""
         line = "  ".join(part for part in (f"{item.label:24} {item.state:11}", made, why) if part)
-        click.secho(line.rstrip(), fg=_COLOURS.get(item.state))
+        click.secho(printable(line.rstrip()), fg=_COLOURS.get(item.state))
         for note in item.record.notes if verbose and item.record is not None else ():
-            click.echo(f"    note: {note}")
+            click.echo(printable(f"    note: {note}"))
     counts = Counter(item.state for item in standings)
     click.echo(", ".join(f"{count} {state}" for state, count in counts.items()) or "no scans")
 
@@ -66,45 +72,93 @@ def _as_json(item: Standing) -> dict[str, Any]:
     return content
 
 
+def _topic(event: Event) -> tuple[str, str]:
+    """Return which scan an event is about, and what need not be said of it again."""
+    from fusionflow.events import Failed, Fused, LeftOut, Quarantined
+
+    if isinstance(event, Fused):
+        return event.record.label, ""
+    if isinstance(event, Failed):
+        return event.failure.label, event.failure.reason
+    if isinstance(event, Quarantined):
+        return event.attempt.label, event.attempt.reason
+    if isinstance(event, LeftOut):
+        return event.label, f"left out: {event.why}"
+    return "", ""
+
+
 def _standings(paths: OutputPaths, source: Path | None) -> tuple[Sequence[Standing], str]:
     """Return where scans stand as the last run would see it, and a remark."""
-    from fusionflow.history import read_last_run
     from fusionflow.io.bids import discover
     from fusionflow.ledger import gather_index
     from fusionflow.runlock import living_holder
     from fusionflow.survey import Standing, removed_labels, survey
 
     index = gather_index(paths)
-    last = read_last_run(paths) or {}
-    source = source or (Path(last["input"]) if last.get("input") else None)
-    request = last.get("request") or next((item.request for item in index.published), None)
-    if source is not None and request is not None:
-        with contextlib.suppress(ConfigurationError):  # the input is not there now
+    last = _last_run(paths)
+    if source is None and isinstance(last.get("input"), str):
+        source = Path(last["input"])
+    latest = max(index.published, key=lambda item: item.created, default=None)
+    request = last.get("request") or (latest.request if latest else None)
+    holder = living_holder(paths.run_lock)
+    run = holder.run if holder else None
+    kept = {item.label: item for item in index.published}
+    remark = "As the records say; the input was not looked at"
+    if source is not None and isinstance(request, str):
+        try:
             found = discover(source)
-            holder = living_holder(paths.run_lock)
-            run = holder.run if holder else None
+        except ConfigurationError as error:
+            return _recorded(paths, index, run), f"As the records say: {error.message}"
+        if found.labels:
             excluded = (
-                Standing(item.label, "quarantined", item.reason)
+                Standing(item.label, "quarantined", item.reason, record=kept.get(item.label))
                 for item in found.excluded
                 if item.broken
             )
-            kept = {item.label: item for item in index.published}
             removed = (
                 Standing(label, "removed", "the input no longer has it", record=kept.get(label))
                 for label in removed_labels(paths, found)
             )
             known = survey(paths, source, found.scans, request, live_run=run)
-            remark = f"Against {source} as it is now"
-            return (*known, *excluded, *removed), remark
-    standings = {item.label: Standing(item.label, "done", record=item) for item in index.published}
-    for attempt in index.failures:
-        before = standings.get(attempt.label)
-        state: State = "quarantined" if attempt.state == "quarantined" else "failed"
-        record = before.record if before else None
-        standings[attempt.label] = Standing(
-            attempt.label, state, attempt.reason, record=record, attempt=attempt
-        )
-    return tuple(standings.values()), "As the records say; the input was not looked at"
+            return (*known, *excluded, *removed), f"Against {source} as it is now"
+        remark = f"As the records say: {source} holds no subject now; perhaps it is not mounted"
+    return _recorded(paths, index, run), remark
+
+
+def _last_run(paths: OutputPaths) -> dict[str, Any]:
+    """Return the summary of the last run; empty where there is none, or none that is whole."""
+    from fusionflow.errors import StoreError
+    from fusionflow.history import read_last_run
+
+    try:
+        return read_last_run(paths) or {}
+    except StoreError as error:
+        click.echo(f"note: {error}", err=True)
+        return {}
+
+
+def _recorded(paths: OutputPaths, index: Index, live_run: str | None) -> tuple[Standing, ...]:
+    """Return where scans stand by their records alone."""
+    from fusionflow.errors import StoreError
+    from fusionflow.ledger import read_attempt, scan_labels
+    from fusionflow.survey import Standing
+
+    kept = {item.label: item for item in index.published}
+    attempts = {item.label: item for item in index.failures}
+    for label in scan_labels(paths):  # the index does not tell of what is in the making
+        with contextlib.suppress(StoreError):
+            if (attempt := read_attempt(paths, label)) is not None:
+                attempts[label] = attempt
+    standings = {label: Standing(label, "done", record=record) for label, record in kept.items()}
+    for label, attempt in attempts.items():
+        state: State = "failed" if attempt.state == "running" else attempt.state
+        why = attempt.reason
+        if attempt.state == "running" and attempt.run == live_run:
+            state, why = "running", f"since {attempt.started}"
+        elif attempt.state == "running":
+            why = "it was in the making when a run was cut off"
+        standings[label] = Standing(label, state, why, record=kept.get(label), attempt=attempt)
+    return tuple(standings.values())
 
 
 @click.command()
@@ -131,7 +185,7 @@ def status(out_dir: Path, source: Path | None, as_json: bool, verbose: int) -> N
     if not as_json:
         click.echo(remark)
         if (holder := living_holder(paths.run_lock)) is not None:
-            click.echo(f"A run is at work: {holder.run}, {holder}")
+            click.echo(printable(f"A run is at work: {holder.run}, {holder}"))
     show_standings(standings, as_json=as_json, verbose=bool(verbose))
 
 
@@ -171,11 +225,12 @@ def history(out_dir: Path, what: str | None, as_json: bool, verbose: int) -> Non
             ended = "running"
         seconds = "" if run.seconds is None else f"{run.seconds:.0f} s"
         start = run.start
-        click.echo(
+        line = (
             f"{run.run}  {ended:11} {seconds:>8}  {len(run.published)} fused, "
             f"{len(run.failed)} failed  {_method_of(start)}  {start.get('input', '')}  "
             f"{start.get('user', '')}@{start.get('host', '')}"
         )
+        click.echo(printable(line))
     if not runs:
         click.echo("No run did anything here yet.")
 
@@ -188,15 +243,18 @@ def _method_of(start: dict[str, Any]) -> str:
 
 
 def _show_origin(scan: dict[str, Any], run: str, start: dict[str, Any]) -> None:
-    click.echo(f"{scan['label']}  version {scan['version']}  {scan['time']}")
-    click.echo(f"  why      {scan.get('why')}")
-    click.echo(f"  run      {run} by {start.get('user')}@{start.get('host')}")
-    click.echo(f"  method   {_method_of(start)}")
-    click.echo(f"  weights  {start.get('weights') or 'none'}")
-    click.echo(f"  worker   {scan.get('worker')}, attempt {scan.get('attempt')}")
+    lines = [
+        f"{scan['label']}  version {scan['version']}  {scan['time']}",
+        f"  why      {scan.get('why')}",
+        f"  run      {run} by {start.get('user')}@{start.get('host')}",
+        f"  method   {_method_of(start)}",
+        f"  weights  {start.get('weights') or 'none'}",
+        f"  worker   {scan.get('worker')}, attempt {scan.get('attempt')}",
+    ]
     for kind in ("inputs", "files"):
-        for item in scan.get(kind, ()):
-            click.echo(f"  {kind[:-1]:8} {item['path']}  sha256 {item['sha256']}")
+        lines += [f"  {kind[:-1]:8} {x['path']}  sha256 {x['sha256']}" for x in scan[kind]]
+    for line in lines:
+        click.echo(printable(line))
 
 
 @click.command()
@@ -255,19 +313,22 @@ def watch(
     if every <= 0:
         raise ConfigurationError("--every is how long to wait between two looks, more than 0")
     config = configured(options)
-    from fusionflow.events import Event, Planned, Quarantined, Unchanged
+    from fusionflow.events import Fused, Planned, Unchanged, Waiting
     from fusionflow.io.files import utc_now
     from fusionflow.progress import Display
     from fusionflow.watch import Looked, watch
 
-    told: set[str] = set()
+    told: dict[str, set[str]] = {}
 
     def show(event: Event) -> None:
-        if isinstance(event, Quarantined):  # once is enough
-            if event.attempt.reason in told:
+        label, what = _topic(event)
+        if isinstance(event, Fused):  # what was wrong with it before may come again
+            told.pop(label, None)
+        elif what:  # once is enough
+            if what in told.setdefault(label, set()):
                 return
-            told.add(event.attempt.reason)
-        if verbose or not isinstance(event, Unchanged | Planned):
+            told[label].add(what)
+        if verbose or not isinstance(event, Unchanged | Planned | Waiting):
             display.show(event)
 
     def say(looked: Looked) -> None:
@@ -278,15 +339,25 @@ def watch(
             f"next look in {looked.pause:g} s"
         )
 
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not stop.is_set():  # a second signal must not interrupt the cleaning up
+            stop.set()
+            interrupt(number, frame)
+
     display = Display(config.method, bar=False)
     click.echo(f"{utc_now()}  watching {bids_dir}, every {every:g} s")
     with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(ValueError):  # only the main thread can
+            signal.signal(signal.SIGTERM, end)
         watch(
             bids_dir,
             out_dir,
             config,
             every=every,
             settle=settle,
+            stop=stop,
             on_event=show,
             on_look=say,
             participant_labels=labels(participant_label),

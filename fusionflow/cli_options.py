@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -38,7 +41,7 @@ class Duration(click.ParamType[float]):
 
         try:
             seconds = float(parse_timedelta(value))
-        except (KeyError, ValueError, TypeError):
+        except (LookupError, ValueError, TypeError, OverflowError):
             seconds = -1.0
         if not 0 <= seconds < float("inf"):
             self.fail(f"{value!r} is no time; write 90, 30s, 15m or 2h", param, ctx)
@@ -102,6 +105,21 @@ def log(verbose: int) -> None:
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+
+
+def interrupt(_signal: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, as a handler of a signal.
+
+    Where Python tidies up an object what is raised is lost, and Dask has a lot to tidy up when a
+    scan is done: it is raised a moment later then.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def labels(value: tuple[str, ...]) -> list[str]:

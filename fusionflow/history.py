@@ -8,6 +8,7 @@ is replaced by every run and is what a scheduler reads.
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import logging
@@ -50,7 +51,7 @@ class RunLog:
         self.path = paths.logs / f"{run}.jsonl"
         self.begun = utc_now()
         self._start = start
-        self._failed = False
+        self._failed = self._cut = False
 
     def add(self, event: str, **content: Any) -> None:  # noqa: ANN401
         """Add a line. A log that cannot be written stops nothing, and that is said once."""
@@ -61,7 +62,11 @@ class RunLog:
                 who = {"host": socket.gethostname(), "pid": os.getpid(), "user": _user()}
                 line = self._line("start", self.begun, {**who, **self._start}) + line
             with self.path.open("ab", buffering=0) as stream:
-                stream.write(line)
+                line = b"\n" + line if self._cut else line
+                written = stream.write(line)
+            self._cut = written != len(line)  # the disk is full; the next line shall not suffer
+            if self._cut:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
         except OSError as error:
             if not self._failed:
                 logger.warning("Cannot write the log %s: %s", self.path, error.strerror or error)
@@ -69,7 +74,7 @@ class RunLog:
 
     def end(self, **content: Any) -> None:  # noqa: ANN401
         """Add the last line, if there is any."""
-        if self.path.exists():
+        if os.path.exists(self.path):  # unlike the path's own method it never raises
             self.add("end", **content)
 
     @staticmethod
@@ -129,7 +134,8 @@ def read_runs(paths: OutputPaths) -> Iterator[RunHistory]:
             if event == "start":
                 history.start = line
             elif event == "publish":
-                history.published.append(line)
+                if _is_sound(line):
+                    history.published.append(line)
             elif event in ("failed", "quarantined"):
                 history.failed.append(line)
             elif event == "end":
@@ -144,12 +150,22 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             for line in stream:
                 try:
                     content = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(content, dict):
                     yield content
     except OSError as error:
         raise StoreError(f"Cannot read {path}: {error.strerror or error}") from error
+
+
+def _is_sound(line: Mapping[str, Any]) -> bool:
+    """Whether a line on a published scan says what is needed to trace it."""
+    files = [line.get(name) for name in ("inputs", "files")]
+    return all(isinstance(line.get(name), str) for name in ("label", "version", "time")) and all(
+        isinstance(entries, list)
+        and all(isinstance(item, dict) and {"path", "sha256"} <= item.keys() for item in entries)
+        for entries in files
+    )
 
 
 def published_line(record: Published, why: str) -> dict[str, Any]:
@@ -189,14 +205,19 @@ def trace(paths: OutputPaths, what: str) -> tuple[Origin, ...]:
     ------
     ScanNotFoundError
         If no run tells of it.
+    StoreError
+        If the file, or a log, cannot be read.
     """
     path = Path(what)
-    digest = file_sha256(path) if path.is_file() else None
+    try:
+        digest = file_sha256(path) if path.is_file() else None
+    except OSError as error:
+        raise StoreError(f"Cannot read {path}: {error.strerror or error}") from error
     found = []
     for run in read_runs(paths):
         for line in run.published:
-            hashes = [item.get("sha256") for item in line.get("files", ())]
-            if digest in hashes if digest else what in (line.get("label"), line.get("version")):
+            hashes = [item["sha256"] for item in line["files"]]
+            if digest in hashes if digest else what in (line["label"], line["version"]):
                 found.append(Origin(line, run))
     if not found:
         raise ScanNotFoundError(

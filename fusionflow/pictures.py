@@ -17,22 +17,23 @@ _INK = 235
 _PAPER = 0
 
 
-def grey(
+def shown(
     image: FloatArray, pixel_size: tuple[float, float] = (1.0, 1.0), height: int = 220
 ) -> Image.Image:
     """Return an axial slice as a picture with square pixels.
 
     Parameters
     ----------
-    image : ndarray, (y, x)
-        RAS+ slice; 0 is shown black and 1 white.
+    image : ndarray, (y, x) float or (y, x, 3) uint8
+        RAS+ slice; 0 is shown black and 1 white; or in colour.
     pixel_size : tuple of float
         Size of a voxel along (y, x), mm.
     height : int
         Pixels of the picture.
     """
-    levels = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    rows, columns = image.shape
+    levels = image if image.dtype == np.uint8 else np.floor(np.clip(image, 0, 1) * 255 + 0.5)
+    levels = levels.astype(np.uint8)
+    rows, columns = image.shape[:2]
     width = max(1, round(height * columns * pixel_size[1] / (rows * pixel_size[0])))
     picture = Image.fromarray(np.ascontiguousarray(levels[::-1]))
     return picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -56,8 +57,8 @@ def mosaic(
 
     Parameters
     ----------
-    volumes : mapping of str to ndarray, (z, y, x)
-        Name of a row -> its volume, 0 black and 1 white.
+    volumes : mapping of str to ndarray, (z, y, x) float or (z, y, x, 3) uint8
+        Name of a row -> its volume, 0 black and 1 white; or in colour.
     slices : sequence of int
         Slice numbers, one a column.
     title : str
@@ -67,7 +68,7 @@ def mosaic(
     """
     font = ImageFont.load_default(size=_TEXT)
     rows = {
-        name: [grey(volume[z], voxel_size[1:]) for z in slices] for name, volume in volumes.items()
+        name: [shown(volume[z], voxel_size[1:]) for z in slices] for name, volume in volumes.items()
     }
     width, height = next(iter(rows.values()))[0].size
     label_width = max(int(font.getlength(name)) for name in rows) + 2 * _MARGIN
@@ -77,19 +78,19 @@ def mosaic(
         max(label_width + len(slices) * column_width, int(font.getlength(title)) + 2 * _MARGIN),
         top + len(rows) * (height + _MARGIN),
     )
-    canvas = Image.new("L", size, _PAPER)
+    canvas = Image.new("RGB", size, (_PAPER,) * 3)
     draw = ImageDraw.Draw(canvas)
-    draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
+    draw.text((_MARGIN, _MARGIN), title, fill=(_INK,) * 3, font=font)
     for column, z in enumerate(slices):
         left = label_width + column * column_width
-        draw.text((left, _MARGIN * 2 + _TEXT), f"slice {z}", fill=_INK, font=font)
+        draw.text((left, _MARGIN * 2 + _TEXT), f"slice {z}", fill=(_INK,) * 3, font=font)
         for row, pictures in enumerate(rows.values()):
             canvas.paste(pictures[column], (left, top + row * (height + _MARGIN)))
     for row, name in enumerate(rows):
         middle = top + row * (height + _MARGIN) + height // 2
-        draw.text((_MARGIN, middle), name, fill=_INK, font=font, anchor="lm")
+        draw.text((_MARGIN, middle), name, fill=(_INK,) * 3, font=font, anchor="lm")
     if width > 4 * _TEXT:
         middle = top + height // 2
-        draw.text((label_width + 3, middle), "L", fill=_INK, font=font, anchor="lm")
-        draw.text((label_width + width - 3, middle), "R", fill=_INK, font=font, anchor="rm")
+        draw.text((label_width + 3, middle), "L", fill=(_INK,) * 3, font=font, anchor="lm")
+        draw.text((label_width + width - 3, middle), "R", fill=(_INK,) * 3, font=font, anchor="rm")
     return canvas

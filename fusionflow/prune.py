@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.history import new_run, read_last_run
 from fusionflow.io.bids import discover
+from fusionflow.io.derivatives import relative_folder
 from fusionflow.io.files import UNFINISHED, discard, relative_to
 from fusionflow.ledger import (
     OutputPaths,
@@ -18,8 +21,14 @@ from fusionflow.ledger import (
     sweep,
     write_index,
 )
+from fusionflow.records import Published
 from fusionflow.runlock import RunLock
 from fusionflow.survey import removed_labels
+
+logger = logging.getLogger(__name__)
+
+#: How a run names versions; what else lies beside them is somebody's own.
+_VERSION = re.compile(r"[0-9a-f]{16}(?:-[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,16 @@ def prune(
     """
     if not paths.scans.is_dir():
         raise StoreError(f"{paths.root} holds no fused cohort")
-    with RunLock(paths.run_lock, new_run()):
-        found = list(_old_versions(paths))
-        if removed:
-            found += _removed(paths, source)
+    with RunLock(paths.run_lock, new_run()) as lock:
+        gone = list(_removed(paths, source)) if removed else []
+        whole = {item.path for item in gone}
+        old = [x for x in _old_versions(paths) if x.path.rpartition("/")[0] not in whole]
+        found = [*old, *gone]
         if not dry_run:
             for item in found:
-                _remove(paths.root / item.path)
+                lock.check()
+                _remove(paths, paths.root / item.path)
+            lock.check()
             for label in scan_labels(paths):
                 sweep(paths.scan(label))
             sweep(paths.scans)
@@ -94,14 +106,30 @@ def prune(
 
 
 def _old_versions(paths: OutputPaths) -> Iterator[Pruned]:
-    """Yield the versions that no record names."""
+    """Yield the versions that no record names; where that cannot be told, none."""
     for label in scan_labels(paths):
-        record = read_published(paths, label)
+        if not _is_own(paths.scan(label)):
+            continue
+        try:
+            record = read_published(paths, label)
+        except StoreError as error:
+            logger.warning("Nothing of %s is removed: %s", label, error)
+            continue
         for folder in sorted(paths.scan(label).iterdir()):
-            is_version = folder.is_dir() and not folder.name.startswith(".")
-            if is_version and (record is None or folder.name != record.version):
+            is_current = record is not None and folder.name == record.version
+            if not is_current and _is_version(folder):
                 place = relative_to(folder, paths.root)
                 yield Pruned(label, place, "an old version", _size(folder))
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is really here, not a link to elsewhere."""
+    return folder.is_dir() and not folder.is_symlink()
+
+
+def _is_version(folder: Path) -> bool:
+    """Whether a run made a folder of a scan; what a person put there stays."""
+    return _is_own(folder) and _VERSION.fullmatch(folder.name) is not None
 
 
 def _removed(paths: OutputPaths, source: Path | None) -> Iterator[Pruned]:
@@ -119,20 +147,39 @@ def _removed(paths: OutputPaths, source: Path | None) -> Iterator[Pruned]:
         )
     why = "the input no longer has it"
     for label in removed_labels(paths, found):
-        record = read_published(paths, label)
-        for item in record.outputs if record else ():
-            path = paths.root / item.path
-            if path.is_file():
-                yield Pruned(label, item.path, why, path.stat().st_size)
         folder = paths.scan(label)
+        try:
+            record = read_published(paths, label)
+        except StoreError as error:
+            logger.warning("Nothing of %s is removed: %s", label, error)
+            continue
+        if record is None or not _is_own(folder):
+            continue
+        for item in record.outputs:
+            path = paths.root / item.path
+            if path.is_file() and _is_of(path, record, paths):
+                yield Pruned(label, item.path, why, path.lstat().st_size)
         yield Pruned(label, relative_to(folder, paths.root), why, _size(folder))
+
+
+def _is_of(path: Path, record: Published, paths: OutputPaths) -> bool:
+    """Whether a file lies where the files of its scan do, and not elsewhere by way of a link."""
+    folder = paths.root / relative_folder(*_subject_and_session(record.label))
+    return path.parent == folder and folder.resolve() == paths.root.resolve() / (
+        folder.relative_to(paths.root)
+    )
+
+
+def _subject_and_session(label: str) -> tuple[str, str | None]:
+    subject, _, session = label.removeprefix("sub-").partition("_ses-")
+    return subject, session or None
 
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _remove(path: Path) -> None:
+def _remove(paths: OutputPaths, path: Path) -> None:
     """Remove a file, or a folder in one step as far as others see it; empty folders above go."""
     try:
         if path.is_dir():
@@ -141,8 +188,8 @@ def _remove(path: Path) -> None:
             discard(aside)
             return
         path.unlink(missing_ok=True)
-        for folder in list(path.parents)[:3]:
-            if any(folder.iterdir()):
+        for folder in path.parents:
+            if folder == paths.root or (folder.is_dir() and any(folder.iterdir())):
                 break
             folder.rmdir()
     except OSError as error:

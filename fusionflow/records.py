@@ -233,7 +233,8 @@ class Published:
         values = {key: value for key, value in content.items() if key in known}
         _check_types(values, _PUBLISHED)
         _check_label(values["label"])
-        _check_types(values["method"], {"name": str})
+        if not isinstance(values["method"].get("name"), str):
+            raise TypeError("the method has no name")
         values["inputs"] = tuple(InputFile(**item) for item in content["inputs"])
         if not all(isinstance(item.path, str) for item in values["inputs"]):
             raise TypeError("an input has no path")

@@ -10,6 +10,7 @@ that this happened finds out before it publishes anything.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import getpass
 import json
@@ -29,6 +30,7 @@ import psutil
 
 from fusionflow.errors import LockedError, StoreError
 from fusionflow.io.files import UNFINISHED, utc_now
+from fusionflow.untrusted import printable, read_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,12 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = 10.0
 #: Seconds without one after which a holder that cannot be asked otherwise counts as gone.
 PATIENCE = 60.0
+#: The runs of this process that hold a folder.
+_holding: set[str] = set()
+#: Seconds after which a lock is looked at again that nothing but the file itself guards.
+_SECOND_LOOK = 0.5
+_MOST_TRIES = 20
+_MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Holder:
     pid : int
         Its process.
     process_started : float
-        When that process began, seconds since the epoch: process ids are given out again.
+        When that process began, in seconds: process ids are given out again.
     machine : str
         Boot of the machine and its name space of processes: where `pid` means something.
     since : str
@@ -68,7 +76,7 @@ class Holder:
 
     def __str__(self) -> str:
         """Return who and since when, for people."""
-        return f"{self.user} on {self.host}, process {self.pid}, since {self.since}"
+        return printable(f"{self.user} on {self.host}, process {self.pid}, since {self.since}")
 
     @classmethod
     def me(cls, run: str) -> Holder:
@@ -78,7 +86,7 @@ class Holder:
             user=_user(),
             host=socket.gethostname(),
             pid=os.getpid(),
-            process_started=psutil.Process().create_time(),
+            process_started=_started(psutil.Process()),
             machine=_machine(),
             since=utc_now(),
         )
@@ -89,9 +97,11 @@ class Holder:
             return None
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.process_started) < 2
+            same = abs(_started(process) - self.process_started) < 1
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
+            return None if _is_hidden(self.pid) else False
+        except ValueError:  # no id of a process at all
             return False
         except psutil.AccessDenied:
             return True
@@ -102,6 +112,31 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return str(os.getuid())
+
+
+def _started(process: psutil.Process) -> float:
+    """Return when a process began, by a clock of its machine that nobody can set."""
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as stream:
+            ticks = stream.read().rpartition(b")")[2].split()[19]
+        return int(ticks) / os.sysconf("SC_CLK_TCK")
+    except FileNotFoundError:
+        return process.create_time()  # not Linux; or it is gone, and this says so
+    except ProcessLookupError:
+        raise psutil.NoSuchProcess(process.pid) from None
+    except PermissionError:
+        raise psutil.AccessDenied(process.pid) from None
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process that this user is not shown."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _machine() -> str:
@@ -116,10 +151,15 @@ def _machine() -> str:
 def read_holder(path: Path) -> Holder | None:
     """Return who a lock file names; None if there is none, or it names nobody."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(**{item.name: content[item.name] for item in fields(Holder)})
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(read_bounded(path, _MOST_BYTES))
+        values = {item.name: content[item.name] for item in fields(Holder)}
+        values["process_started"] = float(values["process_started"])
+        holder = Holder(**values)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
+    words = (holder.run, holder.user, holder.host, holder.machine, holder.since)
+    sound = all(isinstance(word, str) for word in words) and type(holder.pid) is int
+    return holder if sound else None
 
 
 def living_holder(path: Path) -> Holder | None:
@@ -157,7 +197,7 @@ class RunLock:
         self, path: Path, run: str, on_wait: Callable[[Holder, float], None] | None = None
     ) -> None:
         self.path, self.run = path, run
-        self.on_wait = on_wait or (lambda holder, seconds: None)
+        self.on_wait = on_wait or _say_wait
         #: Who held the folder before and did not end well.
         self.taken_from: Holder | None = None
         self._descriptor = -1
@@ -167,15 +207,19 @@ class RunLock:
     def __enter__(self) -> Self:
         """Take hold."""
         try:
-            while not self._try():
-                pass
+            for _ in range(_MOST_TRIES):
+                if self._try():
+                    self._heart.start()
+                    return self
         except OSError as error:
             raise StoreError(
                 f"Cannot write {self.path}: {error.strerror or error}",
                 "Check space and permissions",
             ) from error
-        self._heart.start()
-        return self
+        raise StoreError(
+            f"{self.path} cannot be taken hold of: it is another file at every look",
+            "Remove it if no run is at work",
+        )
 
     def __exit__(
         self,
@@ -190,6 +234,7 @@ class RunLock:
             if self._is_ours():
                 self.path.unlink()
         os.close(self._descriptor)
+        _holding.discard(self.run)
 
     def check(self) -> None:
         """Make sure that the folder is still held.
@@ -198,8 +243,14 @@ class RunLock:
         ------
         LockedError
             If another run took over.
+        StoreError
+            If that cannot be told.
         """
-        if not self._is_ours():
+        try:
+            ours = self._is_ours()
+        except OSError as error:
+            raise StoreError(f"Cannot read {self.path}: {error.strerror or error}") from error
+        if not ours:
             other = read_holder(self.path)
             raise LockedError(
                 f"{self.path.parent} was taken over"
@@ -208,45 +259,71 @@ class RunLock:
                 "Nothing is lost. Run again when the other run is done",
             )
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the folder is still held, as far as can be told."""
+        with contextlib.suppress(OSError):
+            return self._is_ours()
+        return False
+
     def _is_ours(self) -> bool:
         try:
             there, held = os.stat(self.path), os.fstat(self._descriptor)
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return False
+            raise
         return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
 
     def _try(self) -> bool:
         """Take hold if nobody has it; False if it changed meanwhile and is to be tried again."""
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = _open(self.path)
         except FileNotFoundError:
-            return self._put(_link)
+            return self._put(_link, sure=False)
         try:
-            if not _flock(descriptor):
-                raise self._locked()
-            there = os.stat(self.path)
-            if there.st_ino != os.fstat(descriptor).st_ino:
+            locked = _flock(descriptor)
+            if locked is False:
+                return self._wait_for_the_next()
+            if not _same(self.path, descriptor):
                 return False
             holder = read_holder(self.path)
             if holder is not None:
-                self._make_sure_it_is_gone(holder, descriptor)
+                self._make_sure_it_is_gone(holder)
+                if not _same(self.path, descriptor):
+                    return False
                 self.taken_from = holder
-            return self._put(os.replace)
+            return self._put(os.replace, sure=locked is True)
         except FileNotFoundError:  # its holder let go
             return False
         finally:
             os.close(descriptor)
 
-    def _put(self, into_place: Callable[[Path, Path], None]) -> bool:
-        """Write a lock file of our own, lock it, and move it into place."""
+    def _put(self, into_place: Callable[[Path, Path], bool | None], *, sure: bool) -> bool:
+        """Write a lock file of our own, lock it, and move it into place.
+
+        Parameters
+        ----------
+        into_place : callable
+            Moves it; True if nobody else can have done so at the same time.
+        sure : bool
+            Whether nobody else can have, in any case.
+        """
         aside = self.path.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{self.path.name}")
         descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.write(descriptor, json.dumps(asdict(Holder.me(self.run)), indent=2).encode())
             _flock(descriptor)
-            into_place(aside, self.path)
-        except FileExistsError:
+            sure = bool(into_place(aside, self.path)) or sure
+            if not sure:  # two may have done so, each over the other's: the last one has it
+                time.sleep(_SECOND_LOOK)
+            if not _same(self.path, descriptor):
+                os.close(descriptor)
+                return False
+        except (FileExistsError, FileNotFoundError):
             os.close(descriptor)
+            if not self.path.parent.is_dir():
+                raise
             return False
         except BaseException:
             os.close(descriptor)
@@ -256,21 +333,36 @@ class RunLock:
         self._descriptor = descriptor
         return True
 
-    def _make_sure_it_is_gone(self, holder: Holder, descriptor: int) -> None:
+    def _wait_for_the_next(self) -> bool:
+        """Refuse; but a lock that is locked and names a dead process is just being taken over."""
+        holder = read_holder(self.path)
+        if holder is None or holder.is_alive_here() is not False:
+            raise self._locked()
+        time.sleep(_SECOND_LOOK)
+        now = read_holder(self.path)
+        if now == holder:
+            raise LockedError(
+                f"{self.path.parent} is being taken over by another run", "Run again when it ended"
+            )
+        return False
+
+    def _make_sure_it_is_gone(self, holder: Holder) -> None:
         """Return once the holder of a lock that nothing in the kernel holds is known to be gone."""
         alive = holder.is_alive_here()
+        if alive and holder.pid == os.getpid() and holder.run not in _holding:
+            return  # it let go when it could not remove the file
         if alive:  # on a file system that does not lock
             raise self._locked()
         if alive is None:
-            left = PATIENCE - _age(self.path)
+            left = min(PATIENCE, PATIENCE - _age(self.path))  # its time may be in the future
             if left <= 0:
                 return
-            before = os.fstat(descriptor).st_mtime_ns
+            before = _sign_of_life(self.path)
             self.on_wait(holder, left)
             until = time.monotonic() + left
             while time.monotonic() < until:
                 time.sleep(min(1.0, PATIENCE / 10))
-                if os.stat(self.path).st_mtime_ns != before:
+                if _sign_of_life(self.path) != before:
                     raise self._locked()
 
     def _locked(self) -> LockedError:
@@ -286,26 +378,56 @@ class RunLock:
                 logger.debug("no sign of life in %s: %s", self.path, error)
 
 
-def _link(aside: Path, path: Path) -> None:
-    """Give a file a name that is not taken."""
+def _say_wait(holder: Holder, seconds: float) -> None:
+    logger.warning(
+        "run.lock names a run on another machine (%s). Waiting %.0f s for a sign of life",
+        holder, seconds,
+    )  # fmt: skip
+
+
+def _open(path: Path) -> int:
+    """Open a lock file, perhaps of another user."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    """Whether a path still names the file that was opened."""
+    return os.path.samestat(os.stat(path), os.fstat(descriptor))
+
+
+def _sign_of_life(path: Path) -> tuple[int, int]:
+    """Return what changes as long as a holder lives; opening asks a network's server anew."""
+    with path.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+    return status.st_ino, status.st_mtime_ns
+
+
+def _link(aside: Path, path: Path) -> bool:
+    """Give a file a name that is not taken; True if nobody else can have done so just now."""
     try:
         os.link(aside, path)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError:  # a file system without links
-        if path.exists():
+        if os.path.lexists(path):
             raise FileExistsError(path) from None
         aside.rename(path)
+        return False
+    return True
 
 
-def _flock(descriptor: int) -> bool:
-    """Lock a file; False if another process has it. True, too, where nothing can be locked."""
+def _flock(descriptor: int) -> bool | None:
+    """Lock a file; False if another process has it, None where files cannot be locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         logger.debug("this file system does not lock: %s", error)
+        return None
     return True
 
 

@@ -14,7 +14,7 @@ import distributed
 
 from fusionflow import __version__, cohort, graph
 from fusionflow.config import RunConfig
-from fusionflow.errors import ConfigurationError, NoScansError, StoreError
+from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
 from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
 from fusionflow.io.bids import discover
@@ -23,7 +23,7 @@ from fusionflow.io.files import utc_now
 from fusionflow.ledger import OutputPaths, scan_labels, sweep, write_index
 from fusionflow.participants import ParticipantLevel, Plan
 from fusionflow.runlock import RunLock, living_holder
-from fusionflow.survey import Standing, removed_labels, request_of, survey
+from fusionflow.survey import Standing, asked_again, removed_labels, request_of, survey
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,9 @@ def run(
         except KeyboardInterrupt:
             report.state = "interrupted"
             raise
+        except LockedError:  # the folder is another run's by now, and so is its summary
+            report.state = "stopped"
+            raise
         except BaseException as error:
             report.state = "stopped"
             start["stopped"] = str(error)
@@ -134,7 +137,8 @@ def run(
         finally:
             seconds = round(time.monotonic() - began, 3)
             log.end(state=report.state, seconds=seconds, counts=report.counts)
-            _conclude(paths, {**start, **report.to_json()}, log.begun, seconds)
+            if lock.is_held:
+                _conclude(paths, {**start, **report.to_json()}, log.begun, seconds)
     return report
 
 
@@ -218,13 +222,15 @@ def look(
     *,
     participant_labels: Sequence[str] = (),
     session_labels: Sequence[str] = (),
+    retry_failed: bool = False,
+    force: bool = False,
     settle: float = 0,
 ) -> tuple[Standing, ...]:
     """Say what `run` would do and why, and do nothing.
 
     Parameters
     ----------
-    bids_dir, out_dir, config, participant_labels, session_labels, settle
+    bids_dir, out_dir, config, participant_labels, session_labels, retry_failed, force, settle
         As in `run`.
 
     Returns
@@ -247,7 +253,7 @@ def look(
         live_run=holder.run if holder else None, settle=settle,
     )  # fmt: skip
     return (
-        *standings,
+        *(asked_again(item, retry_failed=retry_failed, force=force) for item in standings),
         *(Standing(item.label, "quarantined", item.reason) for item in plan.broken),
         *(
             Standing(label, "removed", "the input no longer has it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -185,9 +185,27 @@ def survey(
             yield Standing(scan.label, "failed", str(error), scan)
 
 
+def asked_again(item: Standing, *, retry_failed: bool = False, force: bool = False) -> Standing:
+    """Return where a scan stands once somebody asked for it to be made again."""
+    if force and item.state in ("done", "quarantined"):
+        return replace(item, state="stale", why="asked for again")
+    if retry_failed and item.state == "quarantined" and item.scan is not None:
+        return replace(item, state="failed", why=f"asked for again; {item.why}")
+    return item
+
+
 def removed_labels(paths: OutputPaths, found: Discovery) -> tuple[str, ...]:
-    """Return the labels of published scans that a whole input no longer has."""
+    """Return the labels of published scans that a whole input no longer has.
+
+    Where a subject's folder cannot be listed nobody can say which sessions it has: they are not
+    removed.
+    """
     held = found.labels
+    unlisted = {item.label for item in found.excluded if item.broken}
     return tuple(
-        label for label in scan_labels(paths) if label not in held and paths.current(label).exists()
+        label
+        for label in scan_labels(paths)
+        if label not in held
+        and label.partition("_ses-")[0] not in unlisted
+        and paths.current(label).exists()
     )

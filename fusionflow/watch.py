@@ -89,9 +89,10 @@ def watch(
             )
         except (NoScansError, LockedError) as error:
             trouble = str(error)
-        except FusionflowError as error:
+        except (FusionflowError, OSError) as error:
             if first:
                 raise
+            logger.debug("a look failed", exc_info=error)
             trouble = str(error)
         first = False
         soon = report is not None and bool(report.waiting)

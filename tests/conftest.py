@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # How long an example takes says nothing here: the first one loads torch or compiles a filter.
 settings.register_profile("fusionflow", deadline=None)
 settings.load_profile("fusionflow")
+
+
+@pytest.fixture(autouse=True)
+def _our_logger(caplog):
+    """Messages go where pytest sees them, whatever a command called in here set up before."""
+    logger = logging.getLogger("fusionflow")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+    caplog.handler.setLevel(logging.NOTSET)  # a local cluster of Dask silences it
 
 
 @pytest.fixture(scope="session")

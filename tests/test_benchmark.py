@@ -145,23 +145,27 @@ class TestFiles:
         page = paths[-1].read_text()
         assert "<script>" not in page
         assert "Title &lt;b&gt;" in page
+        text = (tmp_path / "out" / "benchmark.md").read_text()
+        assert text.startswith("# Title \\<b\\>\n")
+        assert "- \\<script\\>: a \\& b\n" in text
         assert page.count("<img ") == 3 * 4
         assert "http" not in page.replace("http-equiv", "")
 
     def test_the_command(self, pairs, elsewhere, tmp_path):
         for kind in ("MRI", "PET"):
-            (tmp_path / "data" / kind).mkdir(parents=True)
+            (tmp_path / "data [b]" / kind).mkdir(parents=True)
         for name, sources in pairs.items():
             for kind, image in (("MRI", sources.mri), ("PET", sources.pet)):
-                path = tmp_path / "data" / kind / f"{name}.png"
+                path = tmp_path / "data [b]" / kind / f"{name}.png"
                 Image.fromarray(np.rint(image * 255).astype(np.uint8)).save(path)
         result = CliRunner().invoke(
             main,
-            ["benchmark", str(tmp_path / "data"), "--methods", "mri,average", "--repeats", "1",
+            ["benchmark", str(tmp_path / "data [b]"), "--methods", "mri,average", "--repeats", "1",
              "--scores-of", f"peer={elsewhere}", "-o", str(tmp_path / "out")],
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         assert "peer" in result.output
+        assert "of data [b]" in result.output
         assert (tmp_path / "out" / "benchmark.html").is_file()
 
     def test_a_folder_that_is_not_there(self, tmp_path):
