@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionflow import __version__, cli_ledger, cli_tools
+from fusionflow import __version__, cli_dicom, cli_ledger, cli_tools
 from fusionflow.cli_options import (
     EXISTING_FOLDER,
     FOLDER,
@@ -276,6 +276,7 @@ for _command in (
     cli_ledger.history,
     cli_ledger.prune,
     cli_ledger.watch,
+    cli_dicom.dicom,
     cli_tools.image,
     cli_tools.benchmark,
     cli_tools.weights,

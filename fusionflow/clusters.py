@@ -27,6 +27,9 @@ _PATIENCE = 30
 _DASHBOARD_PORT = 8787
 #: Zarr's own requests at a time, in each task: tasks already run beside each other.
 _ZARR_CONCURRENCY = 4
+#: Dask looks so long after it lost a worker whether its nanny brought it back, and else ends the
+#: nanny. One that is restarting a second time at that very moment would be lost for good.
+_LOST_WORKER_TIMEOUT = "7 days"
 
 
 @contextlib.contextmanager
@@ -53,6 +56,8 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
     """
     with contextlib.ExitStack() as stack:
         if options.address is None:
+            patient = {"distributed.deploy.lost-worker-timeout": _LOST_WORKER_TIMEOUT}
+            stack.enter_context(dask.config.set(patient))
             cluster = stack.enter_context(_local(options))
             client = stack.enter_context(distributed.Client(cluster))
         else:

@@ -193,7 +193,7 @@ class ParticipantLevel:
         token = graph.new_token()
         begun = replace(begun, state="running", run=self.report.run, started=utc_now())
         write_attempt(self.paths, begun)
-        return Job(
+        job = Job(
             scan=scan,
             source=self.plan.source,
             paths=self.paths,
@@ -206,6 +206,14 @@ class ParticipantLevel:
             begun=begun,
             why=why,
         )
+        try:
+            job.staging.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write {job.staging}: {error.strerror or error}",
+                "Check space and permissions",
+            ) from error
+        return job
 
     def publish(self, job: Job, record: Published) -> None:
         """Publish a scan, if the folder is still ours; the log knows of it first."""

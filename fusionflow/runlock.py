@@ -206,12 +206,17 @@ class RunLock:
 
     def __enter__(self) -> Self:
         """Take hold."""
+        _holding.add(self.run)  # before others of this process can see it
         try:
             for _ in range(_MOST_TRIES):
                 if self._try():
                     self._heart.start()
                     return self
+        except LockedError:
+            _holding.discard(self.run)
+            raise
         except OSError as error:
+            _holding.discard(self.run)
             raise StoreError(
                 f"Cannot write {self.path}: {error.strerror or error}",
                 "Check space and permissions",

@@ -86,7 +86,7 @@ class Job:
     token : str
         Names this attempt.
     staging : Path
-        Where the scan is made.
+        Where the scan is made; the runner makes and removes it.
     begun : Attempt
         What is written down of it while it runs.
     why : str
@@ -330,7 +330,7 @@ def _write_conformed(
     aside = job.staging / f"conform-{uuid.uuid4().hex[:8]}"
     variables = {item.name: item for item in (schema.MRI, schema.PET, schema.MASK, schema.FUSED)}
     try:
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir()  # in a folder that is gone if its run is: what is left of that ends here
         store.create_group(aside, job.layout, variables)
         for name, volume in (("mri", mri), ("pet", pet), ("mask", mask)):
             store.write_rows(aside, name, 0, volume, job.layout)

@@ -23,7 +23,7 @@ import pytest
 
 from fusionflow import runlock
 from fusionflow.errors import LockedError, StoreError
-from fusionflow.runlock import Holder, RunLock, living_holder, read_holder
+from fusionflow.runlock import Holder, RunLock, _started, living_holder, read_holder
 
 HOLD = """
 import sys
@@ -108,7 +108,9 @@ def short(monkeypatch):
 
 def left_by(path, *, age=0.0, **changes):
     """Write the lock of a holder that is not here."""
-    holder = replace(Holder.me("old-run"), **changes)
+    above = psutil.Process(os.getppid())  # a process that lives and is another's
+    me = replace(Holder.me("old-run"), pid=above.pid, process_started=_started(above))
+    holder = replace(me, **changes)
     path.write_text(json.dumps(asdict(holder)))
     then = time.time() - age
     os.utime(path, (then, then))
@@ -280,12 +282,12 @@ class TestIdsOfProcesses:
         left_by(path, process_started=Holder.me("x").process_started - 100)
         assert living_holder(path) is None
         with RunLock(path, "run") as lock:
-            assert lock.taken_from.pid == os.getpid()
+            assert lock.taken_from.pid == os.getppid()
 
     def test_one_that_lives_is_the_holder_even_where_nothing_locks(self, path, no_flock):
         holder = left_by(path, age=10_000)
         assert living_holder(path) == holder
-        with pytest.raises(LockedError, match=f"process {os.getpid()}"):
+        with pytest.raises(LockedError, match=f"process {os.getppid()}"):
             RunLock(path, "run").__enter__()
 
     def test_a_clock_that_is_set_changes_nothing(self, path, no_flock, monkeypatch):
