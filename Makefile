@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test faults check format clean
 
 help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
+	@echo "make faults  kill, freeze, fill up and damage what runs need; write workflows/faults.md"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  put the code in house style"
 	@echo "make clean   remove .venv and $(DEMO)"
@@ -20,6 +21,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m faults tests/faults
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -9,13 +9,14 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import dask
 import distributed
 import psutil
+from distributed.utils import silence_logging_cmgr
 
 from fusionflow.config import ClusterOptions
 from fusionflow.errors import ClusterError, ConfigurationError
@@ -62,6 +63,7 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
             client = stack.enter_context(distributed.Client(cluster))
         else:
             _check_address(options)
+            stack.enter_context(silence_logging_cmgr(_dask_log_level()))
             try:
                 client = stack.enter_context(distributed.Client(options.address, timeout=_PATIENCE))
             except (OSError, TimeoutError, ValueError) as error:
@@ -165,15 +167,17 @@ def _check_main_module() -> None:
 
 @contextlib.contextmanager
 def _workers_leave_interrupts_to_us() -> Iterator[None]:
-    """Let processes that start in here ignore Ctrl-C, which a terminal sends to all of them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Keep Ctrl-C, which a terminal sends to all of them, from processes that start in here.
+
+    Threads that start in here hand the block down to what they start later: workers that restart.
+    A Ctrl-C that comes meanwhile is not lost.
+    """
+    resource_tracker.ensure_running()  # the first process that starts it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _dask_log_level() -> int:

@@ -115,6 +115,8 @@ class ParticipantLevel:
             self._fly(first, due, client)
         held = plan.everything.labels
         for label in scan_labels(self.paths):
+            if self.lock.taken_from is not None:  # whose last tasks may have lived on for a while
+                sweep(self.paths.scan(label))
             if label not in held and self.paths.attempt(label).exists():
                 self._forget(label)
 

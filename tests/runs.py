@@ -33,7 +33,7 @@ def job_of(scan, source, out, how=None):
     recipe = graph.make_recipe(how.method, how.region)
     request = request_of(how, recipe.weights)
     paths, token = OutputPaths(Path(out)), graph.new_token()
-    return Job(
+    job = Job(
         scan=scan,
         source=source,
         paths=paths,
@@ -46,3 +46,5 @@ def job_of(scan, source, out, how=None):
         begun=new_attempt(scan, source, request),
         why="new",
     )
+    job.staging.mkdir(parents=True)
+    return job
