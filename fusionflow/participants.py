@@ -28,9 +28,9 @@ from fusionflow.events import (
 )
 from fusionflow.flight import Flight
 from fusionflow.history import RunLog, published_line
-from fusionflow.io.bids import Discovery, Excluded, Scan
 from fusionflow.io.files import discard, utc_now
 from fusionflow.io.nifti import read_header
+from fusionflow.io.scans import Discovery, Excluded, Scan
 from fusionflow.io.store import Layout
 from fusionflow.ledger import (
     OutputPaths,

@@ -105,8 +105,8 @@ class TestPetInfo:
 
     @pytest.mark.parametrize(
         ("value", "durations"),
-        [([60, 120.5], (60.0, 120.5)), (600, (600.0,)), (None, None), ("60", None), ([60, "n/a"], None),
-         ([True], None), ([math.nan], None), ([10**400], None), ([], ())],
+        [([60, 120.5], (60.0, 120.5)), (600, (600.0,)), (None, None), ("60", None),
+         ([60, "n/a"], None), ([True], None), ([math.nan], None), ([10**400], None), ([], ())],
     )  # fmt: skip
     def test_durations(self, value, durations):
         assert pet_info({"FrameDuration": value}).frame_durations == durations

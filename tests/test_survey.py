@@ -11,7 +11,7 @@ from fusionflow import survey as surveying
 from fusionflow.config import RunConfig, named_method
 from fusionflow.io.bids import Discovery, Excluded, Scan
 from fusionflow.ledger import OutputPaths, publish, read_attempt, write_attempt
-from fusionflow.pet_info import pet_info
+from fusionflow.pet_info import PetInfo, pet_info
 from fusionflow.records import InputFile, OutputFile, Stamp
 from fusionflow.survey import new_attempt, removed_labels, request_of, standing, survey
 
@@ -62,7 +62,7 @@ def done(paths, scan, source):
     stamps = [Stamp.of(path, source) for path in (scan.t1w, scan.pet)]
     record = published(
         request=REQUEST,
-        frame_durations=None,
+        pet_info=PetInfo(),
         inputs=tuple(InputFile(x.path, x.size, x.mtime_ns, "a" * 64) for x in stamps),
         stored=(),
         outputs=(OutputFile.whole(made, "sub-01/fused.nii.gz"),),
@@ -111,9 +111,9 @@ class TestWithoutAnAttempt:
         found = standing(paths, scan, source, "e" * 64)
         assert (found.state, found.why) == ("stale", "another method or other options")
 
-    def test_other_frame_durations_make_it_stale(self, paths, scan, source, done):
+    def test_other_metadata_make_it_stale(self, paths, scan, source, done):
         scan = replace(scan, pet_info=pet_info({"FrameDuration": [60]}))
-        assert standing(paths, scan, source, REQUEST).why == "other frame durations"
+        assert standing(paths, scan, source, REQUEST).why == "other metadata of the PET"
 
     def test_a_damaged_record_is_replaced_by_a_new_one(self, paths, scan, source, done):
         paths.current("sub-01").write_text("{")
