@@ -108,7 +108,14 @@ def _of_pet(done: Sequence[dict[str, Any]], cited: set[str]) -> list[str]:
                 "Mattes' mutual information (SimpleITK, multi-resolution), and resampled once."
             )
         elif mode == "header":
-            sentences.append(f"The PET{of} was taken as aligned by the image headers.")
+            checked = any(
+                item.get("Alignment", {}).get("registration") and not item["Alignment"]["flagged"]
+                for item in done
+            )
+            sentences.append(
+                f"The PET{of} was taken as aligned by the image headers"
+                + (", which a rigid registration bore out." if checked else ".")
+            )
         elif mode == "in T1w space":
             sentences.append(f"The PET{of} was in the space of the T1w image already.")
         elif mode == "none":
