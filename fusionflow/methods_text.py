@@ -78,7 +78,7 @@ def _way(records: Sequence[Published], cited: set[str]) -> str:
         else "Both images were resampled once onto the grid of a template.",
         *_of_pet(done, cited),
         *_of_masks(done, cited),
-        _of_scaling(done),
+        _of_scaling(done, cited),
         _of_method(method, first.weights, cited),
         "The fused image is not quantitative PET.",
     ]
@@ -144,10 +144,12 @@ def _of_masks(done: Sequence[dict[str, Any]], cited: set[str]) -> list[str]:
     return sentences
 
 
-def _of_scaling(done: Sequence[dict[str, Any]]) -> str:
+def _of_scaling(done: Sequence[dict[str, Any]], cited: set[str]) -> str:
     options = done[0].get("Options", {})
     window = options.get("pet_window")
     units = {"suv": "SUV by body weight", "suvr": "SUVR"}.get(options.get("pet_units", ""), "")
+    if options.get("pet_units") == "suv":
+        cited.add("suv")
     pet = f"the PET, in {units}," if units else "the PET"
     if window:
         pet += f" by the fixed window {window[0]:g} to {window[1]:g}"
