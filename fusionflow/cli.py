@@ -97,7 +97,7 @@ class _BidsAppCommand(click.Command):
                 pass  # the value that the option has in any case
             elif option in self._LISTS and folders >= 2 and arg not in ("participant", "group"):
                 spread.append(option)
-            elif not option or spread[-1] != option:
+            elif not option or (spread[-1] != option and spread[-2:-1] != ["--pet-window"]):
                 folders += 1
             spread.append(arg)
         return super().parse_args(ctx, spread)
@@ -227,6 +227,14 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
             f"{len(report.removed)} are no longer in the input and were kept "
             "(`fusionflow prune --removed` removes them)"
         )
+    flagged = [
+        record.label
+        for record in report.fused
+        if record.conformed.get("Alignment", {}).get("flagged")
+    ]
+    if flagged:
+        some = ", ".join(flagged[:5]) + (", ..." if len(flagged) > 5 else "")
+        click.secho(f"{len(flagged)} to LOOK AT, for their alignment is in doubt: {some}", fg="red")
     if report.left_out:
         click.echo(f"{len(report.left_out)} fused before are not in the summary (see above)")
     if done:

@@ -179,7 +179,7 @@ def configured(options: dict[str, Any]) -> RunConfig:
             )
         content["method"]["weights"] = options["weights"]
     for option in ("registration", "frames", "pet_units", "pet_window", "space"):
-        if options[option]:
+        if options[option] is not None:
             content["conform"][option] = options[option]
     for option, name in (
         ("bids_filter_file", "bids_filter"),
@@ -196,6 +196,6 @@ def configured(options: dict[str, Any]) -> RunConfig:
         ("time_limit", "time_limit"),
         ("allow_plain_tcp", "allow_plain_tcp"),
     ):
-        if options[option]:
+        if options[option] not in (None, False):
             content["cluster"][name] = options[option]
     return validated(content, "options")

@@ -112,6 +112,7 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
         weights=weights,
         inputs=staged.inputs,
         pet_info=scan.pet_info,
+        facts=scan.facts,
         shape=job.layout.shape,
         affine=staged.affine,
         metrics=scan_figures(slices, seconds),

@@ -247,6 +247,11 @@ class ConformOptions(_Options):
     mask: str = "auto"
     space: Path | None = None
 
+    @field_validator("space")
+    @classmethod
+    def _space_is_found_from_anywhere(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()
+
     @field_validator("frames")
     @classmethod
     def _frames_mean_something(cls, value: str) -> str:
@@ -280,6 +285,15 @@ class InputOptions(_Options):
     bids_filter: Path | None = None
     derivatives: tuple[Path, ...] = ()
     reference_region: str | None = None
+
+    @field_validator("bids_filter", "derivatives")
+    @classmethod
+    def _are_found_from_anywhere(
+        cls, value: Path | tuple[Path, ...] | None
+    ) -> Path | tuple[Path, ...] | None:
+        if isinstance(value, tuple):
+            return tuple(path.absolute() for path in value)
+        return None if value is None else value.absolute()
 
 
 class ClusterOptions(_Options):

@@ -108,13 +108,12 @@ def _of_pet(done: Sequence[dict[str, Any]], cited: set[str]) -> list[str]:
                 "Mattes' mutual information (SimpleITK, multi-resolution), and resampled once."
             )
         elif mode == "header":
-            checked = any(
-                item.get("Alignment", {}).get("registration") and not item["Alignment"]["flagged"]
-                for item in done
-            )
-            sentences.append(
-                f"The PET{of} was taken as aligned by the image headers"
-                + (", which a rigid registration bore out." if checked else ".")
+            sentences += _of_headers(
+                [
+                    item["Alignment"]
+                    for item in done
+                    if item.get("Alignment", {}).get("mode") == mode
+                ]
             )
         elif mode == "in T1w space":
             sentences.append(f"The PET{of} was in the space of the T1w image already.")
@@ -127,6 +126,22 @@ def _of_pet(done: Sequence[dict[str, Any]], cited: set[str]) -> list[str]:
             "trilinear interpolation, smoothed first where that grid is coarser."
         )
     return sentences
+
+
+def _of_headers(alignments: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe scans that were taken as their headers say: checked, flagged, or neither."""
+    flagged = sum(bool(item.get("flagged")) for item in alignments)
+    checked = sum(bool(item.get("registration")) and not item["flagged"] for item in alignments)
+    rest = len(alignments) - flagged - checked
+    return [
+        f"The PET of {_count(number, 'scan')} was taken as aligned by the image headers{how}."
+        for number, how in (
+            (checked, ", which a rigid registration bore out"),
+            (rest, ""),
+            (flagged, " although a registration disagreed that could not be believed: see which"),
+        )
+        if number
+    ]
 
 
 def _of_masks(done: Sequence[dict[str, Any]], cited: set[str]) -> list[str]:

@@ -117,6 +117,8 @@ class ParticipantLevel:
             self._fly(first, due, client)
         held = plan.everything.labels
         for label in scan_labels(self.paths):
+            if self.lock.taken_from is not None:  # whose last tasks may have lived on for a while
+                sweep(self.paths.scan(label))
             if label not in held and self.paths.attempt(label).exists():
                 self._forget(label)
 
@@ -182,8 +184,10 @@ class ParticipantLevel:
             due = next(rest, None)
 
     def _job(self, scan: Scan, begun: Attempt, why: str) -> Job:
-        """Read the header of the T1w image, lay the scan out, and write down that it begins."""
-        x, y, z = read_header(scan.t1w).orientation.ras_shape
+        """Read headers, lay the scan out, and write down that it begins."""
+        grid = self.config.conform.space or scan.t1w
+        read_header(scan.t1w)
+        x, y, z = read_header(grid).orientation.ras_shape
         layout = Layout.of_shape((z, y, x))
         check_levels((y, x), self.config.method.transform)
         sweep(self.paths.scan(scan.label))

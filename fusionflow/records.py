@@ -168,6 +168,8 @@ class Published:
         Stage -> seconds, summed over slabs.
     conformed : dict
         How it was prepared: alignment, units, scaling, mask.
+    facts : str
+        Fingerprint of what was known of the scan besides the content of its files.
     """
 
     label: str
@@ -193,6 +195,7 @@ class Published:
     worker: str = ""
     timings: dict[str, float] = field(default_factory=dict)
     conformed: dict[str, Any] = field(default_factory=dict)
+    facts: str = ""
 
     def why_not(
         self,
@@ -332,6 +335,8 @@ class Attempt:
         The worker that failed last, where that is known.
     software : str
         Version of fusionflow.
+    facts : str
+        Fingerprint of what was known of the scan besides the content of its files.
     started, ended : str
         When, ISO 8601 in UTC.
     """
@@ -346,16 +351,16 @@ class Attempt:
     run: str = ""
     worker: str = ""
     software: str = ""
+    facts: str = ""
     started: str = ""
     ended: str = ""
 
     def is_about(self, other: Attempt) -> bool:
         """Whether both are attempts at the same thing by the same software."""
-        return (self.request, self.inputs, self.software) == (
-            other.request,
-            other.inputs,
-            other.software,
+        mine, others = (
+            (item.request, item.inputs, item.software, item.facts) for item in (self, other)
         )
+        return mine == others
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Attempt:

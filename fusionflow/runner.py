@@ -109,11 +109,15 @@ def run(
             "request": plan.request if plan else None,
             "weights": plan.recipe.weights.description if plan and plan.recipe.weights else None,
         }
+        if plan is None:  # what the scans were made from and how stays known
+            with contextlib.suppress(StoreError):
+                last = read_last_run(paths) or {}
+                start |= {key: last[key] for key in ("input", "config", "request") if key in last}
         log = RunLog(paths, report.run, start)
         began = time.monotonic()
         try:
             if plan is not None:
-                write_dataset_files(paths, source)
+                write_dataset_files(paths, plan.source)
                 work = ParticipantLevel(plan, paths, config, lock, log, tell, report)
                 work.again = retry_failed, force
                 work.go(client, settle)

@@ -298,7 +298,7 @@ def stage_scan(job: Job) -> Staged:
     return Staged(
         version=fingerprint(
             job.request,
-            repr(scan.pet_info),
+            scan.facts,
             *(f"{name} {item.sha256}" for name, item in zip(files, inputs, strict=True)),
         )[:16],
         inputs=tuple(inputs),
@@ -312,9 +312,10 @@ def stage_scan(job: Job) -> Staged:
 
 def _described(conformed: Conformed, options: ConformOptions) -> dict[str, Any]:
     """Return how a scan was prepared, for records and sidecars."""
+    grid = "the T1w grid" if options.space is None else f"the grid of {options.space.name}"
     return {
         "Alignment": conformed.alignment.to_json(),
-        "Resampled": "PET onto the T1w grid, trilinear" if conformed.resampled else "no",
+        "Resampled": f"PET onto {grid}, trilinear" if conformed.resampled else "no",
         "Frames": options.frames,
         "Units": conformed.units,
         "SUVFactor": conformed.suv_factor,

@@ -91,6 +91,7 @@ def new_attempt(scan: Scan, source: Path, request: str) -> Attempt:
         "running",
         request=request,
         inputs=tuple(Stamp.of(path, source) for path in scan.files.values()),
+        facts=scan.facts,
         software=__version__,
     )
 
@@ -161,6 +162,8 @@ def _why_not(
     why = record.why_not(request, source, tuple(scan.files.values()), scan.pet_info)
     if why is not None:
         return why
+    if record.facts != scan.facts:
+        return "another use of the same files"
     for item in (*record.stored, *record.outputs):
         if not item.is_there(paths.root):
             return f"{item.path} is missing or damaged"
@@ -216,7 +219,8 @@ def removed_labels(paths: OutputPaths, found: Discovery) -> tuple[str, ...]:
     Where a subject's folder cannot be listed nobody can say which sessions it has: they are not
     removed.
     """
-    held = found.labels
+    held = {scan.label for scan in found.scans}
+    held |= {item.label for item in found.excluded if item.broken}
     unlisted = {item.label for item in found.excluded if item.broken}
     return tuple(
         label

@@ -190,6 +190,47 @@ class TestSpace:
         assert at(found.mri, found.affine) == pytest.approx(at(own.mri, own.affine), abs=0.25)
 
 
+class TestFacts:
+    """What is known of a scan besides the content of its files."""
+
+    def test_a_run_onto_a_template_of_another_shape(self, phantom_bids, client, tmp_path):
+        template = tmp_path / "template.nii.gz"
+        affine = np.diag([4.0, 4.0, 4.0, 1.0])
+        affine[:3, 3] = [-80, -90, -70]
+        nib.save(nib.Nifti1Image(np.ones((40, 46, 36), np.float32), affine), template)
+        how = config("average").model_copy(update={"conform": header(space=template)})
+        report = ff.run(
+            phantom_bids, tmp_path / "out", how, client=client, participant_labels=["02", "03"]
+        )
+        assert [record.shape for record in report.fused] == [(36, 46, 40)] * 2
+        assert ff.open_cohort(tmp_path / "out").stack().sizes["scan"] == 2
+
+    def test_mending_a_sidecar_ends_a_quarantine(self, phantom_bids, client, tmp_path):
+        bids = shutil.copytree(phantom_bids, tmp_path / "bids")
+        scan = next(scan for scan in discover(bids).scans if scan.label == LABEL)
+        path = scan.pet.with_name(scan.pet.name.replace(".nii.gz", ".json"))
+        whole = path.read_text()
+        path.write_text(json.dumps({**json.loads(whole), "Units": "furlongs"}))
+        how = config("average").model_copy(update={"conform": header(pet_units="suv")})
+        run = {"config": how, "client": client, "participant_labels": ["02"]}
+        (failure,) = ff.run(bids, tmp_path / "out", **run).failed
+        assert failure.state == "quarantined"
+        assert len(ff.run(bids, tmp_path / "out", **run).quarantined) == 1
+        path.write_text(whole)
+        assert len(ff.run(bids, tmp_path / "out", **run).fused) == 1
+
+    def test_another_use_of_the_same_files_is_made_again(self, pair, client, tmp_path):
+        table = tmp_path / "manifest.tsv"
+        rows = "participant_id\tt1w\tpet\tpet_space\n01\tt1w.nii.gz\tpet.nii.gz\t{}\n"
+        out = tmp_path / "out"
+        for space in ("", "T1w"):
+            table.write_text(rows.format(space))
+            report = ff.run(table, out, config("average"), client=client)
+            assert len(report.fused) == 1
+            assert ff.run(table, out, config("average"), client=client).unchanged == ["sub-01"]
+        assert report.fused[0].conformed["Alignment"]["mode"] == "in T1w space"
+
+
 class TestInARun:
     def test_a_misaligned_pair_is_registered_and_all_is_said(self, phantom_bids, client, tmp_path):
         bids = shutil.copytree(phantom_bids, tmp_path / "bids")

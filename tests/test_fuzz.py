@@ -413,7 +413,7 @@ class TestSidecars:
         assert isinstance(scan.pet_info, PetInfo)
         assert "".join(scan.notes).isprintable()
         assert len("".join(scan.notes)) < 4000
-        seconds = scan.frame_durations
+        seconds = scan.pet_info.frame_durations
         assert seconds is None or (isinstance(seconds, tuple) and np.isfinite(seconds).all())
         assert isinstance(pickle.loads(pickle.dumps(scan)), Scan)  # it goes to workers
 

@@ -63,6 +63,7 @@ def done(paths, scan, source):
     record = published(
         request=REQUEST,
         pet_info=PetInfo(),
+        facts=scan.facts,
         inputs=tuple(InputFile(x.path, x.size, x.mtime_ns, "a" * 64) for x in stamps),
         stored=(),
         outputs=(OutputFile.whole(made, "sub-01/fused.nii.gz"),),
@@ -325,9 +326,12 @@ class TestRemoved:
         write_attempt(paths, new_attempt_of("sub-09"))
         return paths
 
-    def test_is_what_is_published_and_nowhere_in_the_input(self, cohort, scan, source):
-        found = Discovery(source, (scan,), (Excluded("sub-021", "no pet", broken=False),))
-        assert removed_labels(cohort, found) == ("sub-02_ses-a", "sub-02_ses-b")
+    def test_is_what_is_published_and_no_pair_in_the_input(self, cohort, scan, source):
+        left = (Excluded("sub-021", "no pet", broken=False), Excluded("sub-02_ses-b", "x", True))
+        assert removed_labels(cohort, Discovery(source, (scan,), left)) == (
+            "sub-02_ses-a",
+            "sub-021",
+        )
 
     def test_is_not_what_cannot_be_listed_now(self, cohort, scan, source):
         """A subject's folder that cannot be read holds nobody knows which sessions."""
