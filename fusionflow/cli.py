@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionflow import __version__, cli_dicom, cli_ledger, cli_tools
+from fusionflow import __version__, cli_dicom, cli_ledger, cli_plan, cli_tools
 from fusionflow.cli_options import (
-    EXISTING_FOLDER,
+    EXISTING,
     FOLDER,
     VERBOSE,
     Duration,
@@ -97,7 +97,7 @@ class _BidsAppCommand(click.Command):
                 pass  # the value that the option has in any case
             elif option in self._LISTS and folders >= 2 and arg not in ("participant", "group"):
                 spread.append(option)
-            elif not option or spread[-1] != option:
+            elif not option or (spread[-1] != option and spread[-2:-1] != ["--pet-window"]):
                 folders += 1
             spread.append(arg)
         return super().parse_args(ctx, spread)
@@ -105,7 +105,7 @@ class _BidsAppCommand(click.Command):
 
 @main.command(cls=_BidsAppCommand)
 @click.version_option(__version__, prog_name="fusionflow")
-@click.argument("bids_dir", type=EXISTING_FOLDER)
+@click.argument("bids_dir", type=EXISTING)
 @click.argument("out_dir", type=FOLDER)
 @click.argument("level", type=click.Choice(["participant", "group"]), required=False)
 @run_options
@@ -139,6 +139,8 @@ def run(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Fuse the scans of BIDS_DIR into OUT_DIR, and summarise the cohort.
+
+    BIDS_DIR can be a manifest as well: a table (.tsv) with the columns participant_id, t1w and pet.
 
     Scans that were made from the same inputs with the same options before are left as they are,
     and so are scans that failed for a reason of their own, until something changes. LEVEL
@@ -225,6 +227,14 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
             f"{len(report.removed)} are no longer in the input and were kept "
             "(`fusionflow prune --removed` removes them)"
         )
+    flagged = [
+        record.label
+        for record in report.fused
+        if record.conformed.get("Alignment", {}).get("flagged")
+    ]
+    if flagged:
+        some = ", ".join(flagged[:5]) + (", ..." if len(flagged) > 5 else "")
+        click.secho(f"{len(flagged)} to LOOK AT, for their alignment is in doubt: {some}", fg="red")
     if report.left_out:
         click.echo(f"{len(report.left_out)} fused before are not in the summary (see above)")
     if done:
@@ -276,6 +286,7 @@ for _command in (
     cli_ledger.history,
     cli_ledger.prune,
     cli_ledger.watch,
+    cli_plan.plan,
     cli_dicom.dicom,
     cli_tools.image,
     cli_tools.benchmark,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fusionflow.cli_options import (
+    EXISTING,
     EXISTING_FOLDER,
     FOLDER,
     VERBOSE,
@@ -48,6 +49,8 @@ def show_standings(standings: Iterable[Standing], *, as_json: bool, verbose: boo
         made = ""
         if item.record is not None:
             made = f"{item.record.method['name']}  {item.record.created}"
+            if item.record.conformed.get("Alignment", {}).get("flagged"):
+                made += "  LOOK AT ITS ALIGNMENT"
         why = item.why if item.state != "new" else ""
         line = "  ".join(part for part in (f"{item.label:24} {item.state:11}", made, why) if part)
         click.secho(printable(line.rstrip()), fg=_COLOURS.get(item.state))
@@ -89,7 +92,7 @@ def _topic(event: Event) -> tuple[str, str]:
 
 def _standings(paths: OutputPaths, source: Path | None) -> tuple[Sequence[Standing], str]:
     """Return where scans stand as the last run would see it, and a remark."""
-    from fusionflow.io.bids import discover
+    from fusionflow.io.inputs import find_scans, recorded_options
     from fusionflow.ledger import gather_index
     from fusionflow.runlock import living_holder
     from fusionflow.survey import Standing, removed_labels, survey
@@ -106,7 +109,7 @@ def _standings(paths: OutputPaths, source: Path | None) -> tuple[Sequence[Standi
     remark = "As the records say; the input was not looked at"
     if source is not None and isinstance(request, str):
         try:
-            found = discover(source)
+            found = find_scans(source, recorded_options(last))
         except ConfigurationError as error:
             return _recorded(paths, index, run), f"As the records say: {error.message}"
         if found.labels:
@@ -119,7 +122,7 @@ def _standings(paths: OutputPaths, source: Path | None) -> tuple[Sequence[Standi
                 Standing(label, "removed", "the input no longer has it", record=kept.get(label))
                 for label in removed_labels(paths, found)
             )
-            known = survey(paths, source, found.scans, request, live_run=run)
+            known = survey(paths, found.root, found.scans, request, live_run=run)
             return (*known, *excluded, *removed), f"Against {source} as it is now"
         remark = f"As the records say: {source} holds no subject now; perhaps it is not mounted"
     return _recorded(paths, index, run), remark
@@ -163,9 +166,7 @@ def _recorded(paths: OutputPaths, index: Index, live_run: str | None) -> tuple[S
 
 @click.command()
 @click.argument("out_dir", type=EXISTING_FOLDER)
-@click.option(
-    "--input", "source", type=EXISTING_FOLDER, help="The input (default: the last run's)."
-)
+@click.option("--input", "source", type=EXISTING, help="The input (default: the last run's).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @VERBOSE
 def status(out_dir: Path, source: Path | None, as_json: bool, verbose: int) -> None:
@@ -260,9 +261,7 @@ def _show_origin(scan: dict[str, Any], run: str, start: dict[str, Any]) -> None:
 @click.command()
 @click.argument("out_dir", type=EXISTING_FOLDER)
 @click.option("--removed", is_flag=True, help="Also scans that the input no longer has.")
-@click.option(
-    "--input", "source", type=EXISTING_FOLDER, help="The input (default: the last run's)."
-)
+@click.option("--input", "source", type=EXISTING, help="The input (default: the last run's).")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @VERBOSE
 def prune(out_dir: Path, removed: bool, source: Path | None, dry_run: bool, verbose: int) -> None:
@@ -281,7 +280,7 @@ def prune(out_dir: Path, removed: bool, source: Path | None, dry_run: bool, verb
 
 
 @click.command()
-@click.argument("bids_dir", type=FOLDER)
+@click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=FOLDER)
 @click.option(
     "--every", type=Duration(), default="15m", show_default=True, help="Time between two looks."

@@ -22,6 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 EXISTING_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+EXISTING = click.Path(path_type=Path, exists=True)
 VERBOSE = click.option("-v", "--verbose", count=True, help="Say more; -vv for tracebacks.")
 
 
@@ -69,6 +70,42 @@ _RUN_OPTIONS = (
     ),
     click.option("--mem-mb", type=click.IntRange(256), help="Memory for all workers together, MB."),
     click.option("--work-dir", type=FOLDER, help="Where workers may spill to disk."),
+    click.option(
+        "--bids-filter-file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help='JSON that says which images are wanted: {"pet": {"tracer": "FDG"}}.',
+    ),
+    click.option(
+        "--derivatives",
+        type=EXISTING_FOLDER,
+        multiple=True,
+        help="Derivatives with masks, or PET in T1w space. Can be repeated.",
+    ),
+    click.option(
+        "--registration",
+        type=click.Choice(["auto", "header", "rigid", "none"]),
+        help="How the PET is brought onto the MRI (default: auto).",
+    ),
+    click.option(
+        "--frames", metavar="WHICH", help="Of a dynamic PET: all, first5min, 40-60min, frame:3."
+    ),
+    click.option(
+        "--pet-units",
+        type=click.Choice(["stored", "suv", "suvr"]),
+        help="What the PET is brought to before it is scaled (default: stored).",
+    ),
+    click.option(
+        "--pet-window",
+        type=(float, float),
+        metavar="LOW HIGH",
+        help="Scale the PET of every scan by these limits, so that scans compare.",
+    ),
+    click.option("--reference-region", metavar="NAME", help="Region whose mask SUVR divides by."),
+    click.option(
+        "--space",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="An image that all inputs are aligned with: results get its grid.",
+    ),
     cli_tools.OFFLINE,
     click.option(
         "--cluster", metavar="ADDRESS", help="A running Dask scheduler, tcp:// or tls://HOST:PORT."
@@ -141,6 +178,16 @@ def configured(options: dict[str, Any]) -> RunConfig:
                 f"Method {content['method']['name']} reads no network, so --weights means nothing"
             )
         content["method"]["weights"] = options["weights"]
+    for option in ("registration", "frames", "pet_units", "pet_window", "space"):
+        if options[option] is not None:
+            content["conform"][option] = options[option]
+    for option, name in (
+        ("bids_filter_file", "bids_filter"),
+        ("derivatives", "derivatives"),
+        ("reference_region", "reference_region"),
+    ):
+        if options[option]:
+            content["input"][name] = options[option]
     for option, name in (
         ("n_workers", "n_workers"),
         ("mem_mb", "memory_mb"),
@@ -149,6 +196,6 @@ def configured(options: dict[str, Any]) -> RunConfig:
         ("time_limit", "time_limit"),
         ("allow_plain_tcp", "allow_plain_tcp"),
     ):
-        if options[option]:
+        if options[option] not in (None, False):
             content["cluster"][name] = options[option]
     return validated(content, "options")

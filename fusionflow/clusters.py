@@ -91,15 +91,15 @@ def _check_address(options: ClusterOptions) -> None:
     """
     address = str(options.address)
     protocol, _, rest = address.rpartition("://")
-    if protocol not in ("", "tcp"):
+    if protocol in ("tls", "wss", "inproc"):
         return
     host = rest.rpartition(":")[0].strip("[]")
     if _is_loopback(host):
         return
     if not options.allow_plain_tcp:
         raise ConfigurationError(
-            f"The scheduler at {address} is on another machine and speaks plain TCP: anybody on "
-            "the network between can read the images and run code on both sides",
+            f"The scheduler at {address} is on another machine, without TLS (plain TCP): anybody "
+            "on the network between can read the images and run code on both sides",
             "Start it with TLS and use tls://HOST:PORT, or, in a network that you trust, give "
             "--allow-plain-tcp (cluster.allow_plain_tcp: true)",
         )

@@ -16,6 +16,7 @@ import zarr
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
 from fusionflow.io.files import UNFINISHED, file_sha256, fingerprint, write_bytes
 from fusionflow.ledger import OutputPaths, read_index
+from fusionflow.methods_text import methods_text
 from fusionflow.records import Attempt, Published
 from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
 
@@ -225,7 +226,7 @@ def summarise(cohort: Cohort | str | PathLike[str]) -> xr.DataTree:
 def write_summary(
     paths: OutputPaths, *, present: Collection[str] | None = None, request: str | None = None
 ) -> tuple[xr.DataTree | None, dict[str, str]]:
-    """Summarise published scans into ``group.zarr`` and the ``group_*.tsv`` tables.
+    """Summarise published scans into ``group.zarr``, tables and a text, ``group_*``.
 
     If they were made of this very index and for the same question, they stay as they are.
 
@@ -276,6 +277,7 @@ def write_summary(
     for name, table in zip(_TABLES, (cohort_table(summary), scan_table(summary)), strict=True):
         text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
         write_bytes(paths.root / name, text.encode())
+    write_bytes(paths.root / "group_methods.md", methods_text(chosen).encode())
     return summary, left_out
 
 

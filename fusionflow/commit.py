@@ -111,7 +111,8 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
         method=recipe.method.model_dump(mode="json"),
         weights=weights,
         inputs=staged.inputs,
-        frame_durations=scan.frame_durations,
+        pet_info=scan.pet_info,
+        facts=scan.facts,
         shape=job.layout.shape,
         affine=staged.affine,
         metrics=scan_figures(slices, seconds),
@@ -122,6 +123,7 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
         run=job.begun.run,
         attempt=job.begun.attempt,
         worker=_worker_name(),
+        conformed=staged.conformed,
         timings={
             "conform": staged.seconds,
             **stages._asdict(),
@@ -181,7 +183,7 @@ def _finish(
     files = job.staging / "files"
     discard(files)  # of a first run of this task that was cut short
     files.mkdir()
-    sources = {"t1w": job.scan.t1w, "pet": job.scan.pet}
+    sources = job.scan.files
     write_scan_files(
         files,
         label,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -26,10 +27,11 @@ from pydantic import (
 )
 
 from fusionflow.errors import ConfigurationError
+from fusionflow.frames import parse_frames
 from fusionflow.untrusted import one_line, read_bounded
 
 #: Raised by one whenever the same options would give other voxels or other figures.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 
 class _Options(BaseModel):
@@ -221,10 +223,47 @@ class ConformOptions(_Options):
     ----------
     mri_percentile, pet_percentile : float
         The percentile inside the mask that becomes 1. Nothing is clipped.
+    frames : str
+        Which frames of a dynamic PET: ``all``, ``first5min``, ``40-60min``, ``frame:3``.
+    pet_units : {"stored", "suv", "suvr"}
+        What the PET is brought to before it is scaled.
+    pet_window : tuple of float or None
+        Low and high in these units, which become 0 and 1 for every scan, instead of 0 and the
+        percentile of each.
+    registration : {"auto", "header", "rigid", "none"}
+        How the PET is brought onto the MRI.
+    mask : str
+        ``auto`` (a file where there is one, else ``head``), ``head``, or a rule of another package.
+    space : Path or None
+        An image that all inputs are aligned with, whose grid the results get.
     """
 
     mri_percentile: float = Field(strict=True, default=99.5, gt=50, le=100)
     pet_percentile: float = Field(strict=True, default=99.5, gt=50, le=100)
+    frames: str = "all"
+    pet_units: Literal["stored", "suv", "suvr"] = "stored"
+    pet_window: tuple[float, float] | None = None
+    registration: Literal["auto", "header", "rigid", "none"] = "auto"
+    mask: str = "auto"
+    space: Path | None = None
+
+    @field_validator("space")
+    @classmethod
+    def _space_is_found_from_anywhere(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.absolute()
+
+    @field_validator("frames")
+    @classmethod
+    def _frames_mean_something(cls, value: str) -> str:
+        parse_frames(value)
+        return value
+
+    @field_validator("pet_window")
+    @classmethod
+    def _window_is_one(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not -math.inf < value[0] < value[1] < math.inf:
+            raise ValueError("low must be less than high")
+        return value
 
 
 _MOST = 2**31 - 1
@@ -246,6 +285,15 @@ class InputOptions(_Options):
     bids_filter: Path | None = None
     derivatives: tuple[Path, ...] = ()
     reference_region: str | None = None
+
+    @field_validator("bids_filter", "derivatives")
+    @classmethod
+    def _are_found_from_anywhere(
+        cls, value: Path | tuple[Path, ...] | None
+    ) -> Path | tuple[Path, ...] | None:
+        if isinstance(value, tuple):
+            return tuple(path.absolute() for path in value)
+        return None if value is None else value.absolute()
 
 
 class ClusterOptions(_Options):
@@ -293,6 +341,8 @@ class RunConfig(_Options):
     region : {"frame", "mask"}
         Where metrics are computed: over whole slices, as the literature does, or inside the
         head mask.
+    input : InputOptions
+        Which images are taken.
     cluster : ClusterOptions
         Where the work runs.
     """
@@ -300,6 +350,7 @@ class RunConfig(_Options):
     method: Method = METHODS["dwt-vgg19"]
     conform: ConformOptions = ConformOptions()
     region: Literal["frame", "mask"] = "frame"
+    input: InputOptions = InputOptions()
     cluster: ClusterOptions = ClusterOptions()
 
     @field_validator("method", mode="before")

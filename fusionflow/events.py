@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import xarray as xr
 
-from fusionflow.io.bids import Excluded
+from fusionflow.io.scans import Excluded
 from fusionflow.records import Attempt, Published
 from fusionflow.weights import Weights
 

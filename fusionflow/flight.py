@@ -97,11 +97,6 @@ class Flight:
         self._sent = 0
         self._workers_seen = self._workers_asked = time.monotonic()
 
-    @property
-    def unfinished(self) -> list[Job]:
-        """The scans in flight, and those that were to be tried again."""
-        return [*(item.job for item in self._aloft.values()), *self._again, *self._alone]
-
     def fly(self, jobs: Iterable[Job]) -> None:
         """Bring every scan to an end.
 
@@ -146,7 +141,12 @@ class Flight:
 
     def _send(self, job: Job) -> None:
         self._sent += 1  # first come, first done: else all would end together
-        future = self.client.compute(scan_graph(job), optimize_graph=False, priority=-self._sent)
+        try:
+            graph = scan_graph(job)
+            future = self.client.compute(graph, optimize_graph=False, priority=-self._sent)
+        except (TypeError, ValueError, RecursionError) as error:  # it cannot be sent
+            self._deal_with(job, understand(error))
+            return
         limit = self.time_limit
         deadline = float("inf") if limit is None else time.monotonic() + limit
         self._aloft[future] = _Aloft(job, deadline)
@@ -179,7 +179,6 @@ class Flight:
                 self._deal_with(job, understand(refused))
             return
         if future.status != "error" and self.client.status != "running":
-            self._aloft[future] = _Aloft(job, 0.0)  # still to be cleaned up
             self._raise_lost()
         error = future.exception() if future.status == "error" else None
         discard(job.staging)

@@ -28,9 +28,9 @@ from fusionflow.events import (
 )
 from fusionflow.flight import Flight
 from fusionflow.history import RunLog, published_line
-from fusionflow.io.bids import Discovery, Excluded, Scan
-from fusionflow.io.files import discard, utc_now
+from fusionflow.io.files import utc_now
 from fusionflow.io.nifti import read_header
+from fusionflow.io.scans import Discovery, Excluded, Scan
 from fusionflow.io.store import Layout
 from fusionflow.ledger import (
     OutputPaths,
@@ -45,7 +45,7 @@ from fusionflow.placement import advertised
 from fusionflow.records import Attempt, Published
 from fusionflow.runlock import RunLock
 from fusionflow.stages import Job, Recipe
-from fusionflow.survey import Standing, new_attempt, removed_labels, survey
+from fusionflow.survey import Standing, asked_again, new_attempt, removed_labels, survey
 from fusionflow.transform import check_levels
 from fusionflow.trouble import Trouble, understand
 
@@ -92,6 +92,8 @@ class ParticipantLevel:
         self.again = False, False
         self._unwritten = 0
         self._forgot = False
+        #: Attempts that came to no end yet.
+        self._begun: dict[str, Attempt] = {}
         self._index_due = time.monotonic() + _INDEX_INTERVAL
 
     def go(self, client: distributed.Client | None, settle: float) -> None:
@@ -132,7 +134,6 @@ class ParticipantLevel:
     def _fly(
         self, first: Standing, rest: Iterator[Standing], client: distributed.Client | None
     ) -> None:
-        abandoned: list[Job] = []
         try:
             with contextlib.ExitStack() as stack:
                 client = client or stack.enter_context(clusters.connect(self.config.cluster))
@@ -141,23 +142,19 @@ class ParticipantLevel:
                     self.recipe = replace(self.recipe, needs_gpu=True)
                 options = self.config.cluster
                 flight = Flight(client, self, options.window, options.time_limit)
-                try:
-                    flight.fly(self._jobs(first, rest))
-                finally:
-                    abandoned = flight.unfinished
+                flight.fly(self._jobs(first, rest))
         finally:  # now that the workers are gone, for they wrote until then
-            for job in abandoned:
-                self._undo(job)
-            if abandoned:
+            if self._begun:  # interrupted
+                for attempt in list(self._begun.values()):
+                    self._undo(attempt)
                 write_index(self.paths, self.report.removed)
 
     def _due(self, settle: float) -> Iterator[Standing]:
         """Yield the scans that are to be fused, and tell of the others."""
         plan, (retry, force) = self.plan, self.again
         scans = plan.found.scans
-        for item in survey(self.paths, plan.source, scans, plan.request, settle=settle):
-            if force and item.state in ("done", "quarantined"):
-                item = replace(item, state="stale", why="asked for again")
+        for standing in survey(self.paths, plan.source, scans, plan.request, settle=settle):
+            item = asked_again(standing, retry_failed=retry, force=force)
             if item.state == "done":
                 if item.attempt is not None:  # at something else
                     self._forget(item.label)
@@ -167,7 +164,7 @@ class ParticipantLevel:
                 waiting = Waiting(item.label, item.why)
                 self.report.waiting.append(waiting)
                 self.tell(waiting)
-            elif item.state == "quarantined" and item.attempt is not None and not retry:
+            elif item.state == "quarantined" and item.attempt is not None:
                 self.report.quarantined.append(item.attempt)
                 self.tell(Quarantined(item.attempt))
             else:
@@ -187,13 +184,16 @@ class ParticipantLevel:
             due = next(rest, None)
 
     def _job(self, scan: Scan, begun: Attempt, why: str) -> Job:
-        """Read the header of the T1w image, lay the scan out, and write down that it begins."""
-        x, y, z = read_header(scan.t1w).orientation.ras_shape
+        """Read headers, lay the scan out, and write down that it begins."""
+        grid = self.config.conform.space or scan.t1w
+        read_header(scan.t1w)
+        x, y, z = read_header(grid).orientation.ras_shape
         layout = Layout.of_shape((z, y, x))
         check_levels((y, x), self.config.method.transform)
         sweep(self.paths.scan(scan.label))
         token = graph.new_token()
         begun = replace(begun, state="running", run=self.report.run, started=utc_now())
+        self._begun[scan.label] = begun
         write_attempt(self.paths, begun)
         job = Job(
             scan=scan,
@@ -225,6 +225,7 @@ class ParticipantLevel:
             self.log.add("publish", **published_line(complete, job.why))
 
         record = publish_scan(job, record, before)
+        self._begun.pop(record.label, None)
         self._unwritten = 0
         self.report.fused.append(record)
         self.tell(Fused(record, job.why))
@@ -250,21 +251,17 @@ class ParticipantLevel:
             took = time.monotonic() - began
             self._index_due = began + max(_INDEX_INTERVAL, _INDEX_SHARE * took)
 
-    def _undo(self, job: Job) -> None:
+    def _undo(self, begun: Attempt) -> None:
         """Take back a scan that was cut off: it did not fail."""
-        discard(job.staging)
         with contextlib.suppress(StoreError, OSError):
             self.lock.check()  # else it may be another run's by now
-            if job.begun.attempt == 1:
-                forget_attempt(self.paths, job.scan.label)
-            else:
-                write_attempt(
-                    self.paths,
-                    replace(
-                        job.begun, state="failed", attempt=job.begun.attempt - 1,
-                        reason="a run that tried it again was interrupted", ended=utc_now(),
-                    ),
-                )  # fmt: skip
+            sweep(self.paths.scan(begun.label))
+            if begun.attempt == 1:
+                forget_attempt(self.paths, begun.label)
+                return
+            reason = "a run that tried it again was interrupted"
+            before = replace(begun, state="failed", attempt=begun.attempt - 1, reason=reason)
+            write_attempt(self.paths, replace(before, ended=utc_now()))
 
     def _exclude(self, item: Excluded) -> None:
         """Write down that a scan was refused before it was read, unless that is known."""
@@ -297,6 +294,7 @@ class ParticipantLevel:
             )
 
     def _write_failure(self, failure: Attempt) -> None:
+        self._begun.pop(failure.label, None)
         failure = replace(failure, run=self.report.run, software=__version__, ended=utc_now())
         try:
             write_attempt(self.paths, failure)

@@ -43,6 +43,8 @@ _UNITS = {
     "g/ml": "g/mL", "gml": "g/mL", "suv": "g/mL", "suvbw": "g/mL",
 }  # fmt: skip
 _DAY = 86400.0
+#: Half-life, s, up to which clock times without a date tell how long a dose decayed.
+_MOST_BY_CLOCK = 4 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def pet_info(sidecar: Mapping[str, Any], weight_kg: float | None = None) -> PetI
         From ``participants.tsv``; a weight in the sidecar wins, being of that day.
     """
     radionuclide = _radionuclide(sidecar)
-    half_life = _positive(sidecar.get("RadionuclideHalfLife"))
+    half_life = _positive(sidecar.get("RadionuclideHalfLife")) or HALF_LIVES.get(radionuclide)
     corrected = sidecar.get("ImageDecayCorrected")
     if not isinstance(corrected, bool):
         how = str(sidecar.get("DecayCorrection", "")).upper()
@@ -117,11 +119,11 @@ def pet_info(sidecar: Mapping[str, Any], weight_kg: float | None = None) -> PetI
         units=_units(sidecar.get("Units")),
         tracer=_text(sidecar.get("TracerName") or sidecar.get("Radiopharmaceutical")),
         radionuclide=radionuclide,
-        half_life=half_life or HALF_LIVES.get(radionuclide),
+        half_life=half_life,
         dose_bq=_dose(sidecar),
         weight_kg=weight or _positive(weight_kg),
         decay_corrected=corrected,
-        decay_seconds=_decay_seconds(sidecar),
+        decay_seconds=_decay_seconds(sidecar, half_life),
     )
 
 
@@ -182,24 +184,36 @@ def _dose(sidecar: Mapping[str, Any]) -> float | None:
     return _positive(sidecar.get("RadionuclideTotalDose"))  # DICOM (0018,1074), Bq
 
 
-def _decay_seconds(sidecar: Mapping[str, Any]) -> float | None:
-    """Return how long the dose decayed until the time that decay correction refers to."""
+def _decay_seconds(sidecar: Mapping[str, Any], half_life: float | None) -> float | None:
+    """Return how long the dose decayed until the time that decay correction refers to.
+
+    Clock times have no date: the nearest half day is meant, and for nuclides that live for hours,
+    which are imaged days later, they say nothing.
+    """
     injection = _number(sidecar.get("InjectionStart"))
     reference = _number(sidecar.get("ImageDecayCorrectionTime"))
-    if injection is not None and reference is not None:
-        return reference - injection
     how = _text(sidecar.get("DecayCorrection")).upper()
+    if injection is not None and reference is not None:
+        seconds = reference - injection
+        return None if how == "ADMIN" and abs(seconds) > 1 else seconds  # which of the two?
     if how == "ADMIN":
         return 0.0
+    if half_life is None or half_life > _MOST_BY_CLOCK:
+        return None
     begun = _clock(sidecar.get("SeriesTime"))
     injected = _clock(sidecar.get("RadiopharmaceuticalStartTime"))
     if begun is None or injected is None:
         return None
     if how == "START":
-        return (begun - injected) % _DAY
+        return _nearest(begun - injected)
     if not how and reference is not None:  # the reference counts from the beginning of the series
-        return (begun - injected) % _DAY + reference
+        return _nearest(begun - injected) + reference
     return None
+
+
+def _nearest(seconds: float) -> float:
+    """Return a difference of clock times, within half a day of zero."""
+    return (seconds + _DAY / 2) % _DAY - _DAY / 2
 
 
 def _clock(value: object) -> float | None:

@@ -18,7 +18,7 @@ _PAPER = 0
 
 
 def shown(
-    image: FloatArray, pixel_size: tuple[float, float] = (1.0, 1.0), height: int = 220
+    image: npt.NDArray[Any], pixel_size: tuple[float, float] = (1.0, 1.0), height: int = 220
 ) -> Image.Image:
     """Return an axial slice as a picture with square pixels.
 
@@ -48,7 +48,7 @@ def slices_to_show(mask: npt.NDArray[Any], count: int = 6) -> list[int]:
 
 
 def mosaic(
-    volumes: Mapping[str, FloatArray],
+    volumes: Mapping[str, npt.NDArray[Any]],
     slices: Sequence[int],
     title: str,
     voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.history import new_run, read_last_run
-from fusionflow.io.bids import discover
 from fusionflow.io.derivatives import relative_folder
 from fusionflow.io.files import UNFINISHED, discard, relative_to
+from fusionflow.io.inputs import find_scans, recorded_options
 from fusionflow.ledger import (
     OutputPaths,
     read_published,
@@ -134,12 +134,12 @@ def _is_version(folder: Path) -> bool:
 
 def _removed(paths: OutputPaths, source: Path | None) -> Iterator[Pruned]:
     """Yield what there is of scans that the input no longer has."""
+    last = read_last_run(paths) or {}
     if source is None:
-        last = read_last_run(paths) or {}
         if not isinstance(last.get("input"), str):
             raise ConfigurationError("No run says what the input is", "Name it: --input BIDS_DIR")
         source = Path(last["input"])
-    found = discover(source)
+    found = find_scans(source, recorded_options(last))
     if not found.scans:
         raise ConfigurationError(
             f"{source} holds no scan at all: perhaps it is not mounted",

@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from fusionflow.io.files import file_sha256, relative_to
+from fusionflow.pet_info import PetInfo
 
 #: Of an attempt: in the making, to be tried again by the next run, or not until something changes.
 AttemptState = Literal["running", "failed", "quarantined"]
@@ -137,8 +138,8 @@ class Published:
         One line on the weights; None if the method reads no network.
     inputs : tuple of InputFile
         T1w and PET.
-    frame_durations : tuple of float or None
-        Seconds of each PET frame, as the sidecar has them.
+    pet_info : PetInfo
+        Metadata of the PET, as they were.
     shape : tuple of int
         (z, y, x).
     affine : tuple of tuple of float
@@ -165,6 +166,10 @@ class Published:
         Host and name of the worker that finished it.
     timings : dict
         Stage -> seconds, summed over slabs.
+    conformed : dict
+        How it was prepared: alignment, units, scaling, mask.
+    facts : str
+        Fingerprint of what was known of the scan besides the content of its files.
     """
 
     label: str
@@ -175,7 +180,7 @@ class Published:
     method: dict[str, Any]
     weights: str | None
     inputs: tuple[InputFile, ...]
-    frame_durations: tuple[float, ...] | None
+    pet_info: PetInfo
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
     metrics: dict[str, Any]
@@ -189,13 +194,15 @@ class Published:
     attempt: int = 1
     worker: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+    conformed: dict[str, Any] = field(default_factory=dict)
+    facts: str = ""
 
     def why_not(
         self,
         request: str,
         root: Path,
         inputs: Sequence[Path],
-        frame_durations: tuple[float, ...] | None,
+        pet_info: PetInfo,
     ) -> str | None:
         """Say why this is not what `request` makes of these inputs as they are now.
 
@@ -206,9 +213,9 @@ class Published:
         root : Path
             Of the input.
         inputs : sequence of Path
-            T1w and PET.
-        frame_durations : tuple of float or None
-            Seconds of each PET frame.
+            The files that are read.
+        pet_info : PetInfo
+            Metadata of the PET.
 
         Returns
         -------
@@ -222,8 +229,8 @@ class Published:
         for item in self.inputs:
             if not item.is_unchanged(root):
                 return f"{item.path} changed"
-        if self.frame_durations != frame_durations:
-            return "other frame durations"
+        if self.pet_info != pet_info:
+            return "other metadata of the PET"
         return None
 
     @classmethod
@@ -242,8 +249,7 @@ class Published:
         if len(values["shape"]) != 3:
             raise ValueError("the shape is not (z, y, x)")
         values["affine"] = tuple(tuple(row) for row in content["affine"])
-        durations = content["frame_durations"]
-        values["frame_durations"] = None if durations is None else tuple(durations)
+        values["pet_info"] = PetInfo.from_json(content["pet_info"])
         values["notes"] = tuple(content.get("notes", ()))
         for name in ("outputs", "stored"):
             values[name] = tuple(OutputFile(**item) for item in content.get(name, ()))
@@ -256,7 +262,8 @@ class Published:
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
         files = ("inputs", "outputs", "stored")
-        return {**vars(self), **{name: [vars(x) for x in getattr(self, name)] for name in files}}
+        content = {name: [vars(item) for item in getattr(self, name)] for name in files}
+        return {**vars(self), "pet_info": self.pet_info.to_json(), **content}
 
 
 _PUBLISHED: Mapping[str, type | UnionType] = {
@@ -328,6 +335,8 @@ class Attempt:
         The worker that failed last, where that is known.
     software : str
         Version of fusionflow.
+    facts : str
+        Fingerprint of what was known of the scan besides the content of its files.
     started, ended : str
         When, ISO 8601 in UTC.
     """
@@ -342,16 +351,16 @@ class Attempt:
     run: str = ""
     worker: str = ""
     software: str = ""
+    facts: str = ""
     started: str = ""
     ended: str = ""
 
     def is_about(self, other: Attempt) -> bool:
         """Whether both are attempts at the same thing by the same software."""
-        return (self.request, self.inputs, self.software) == (
-            other.request,
-            other.inputs,
-            other.software,
+        mine, others = (
+            (item.request, item.inputs, item.software, item.facts) for item in (self, other)
         )
+        return mine == others
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Attempt:

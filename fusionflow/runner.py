@@ -17,9 +17,9 @@ from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
 from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
-from fusionflow.io.bids import discover
 from fusionflow.io.derivatives import check_folder, write_dataset_files
 from fusionflow.io.files import utc_now
+from fusionflow.io.inputs import find_scans
 from fusionflow.ledger import OutputPaths, scan_labels, sweep, write_index
 from fusionflow.participants import ParticipantLevel, Plan
 from fusionflow.runlock import RunLock, living_holder
@@ -51,7 +51,7 @@ def run(
     Parameters
     ----------
     bids_dir : path-like
-        The tree.
+        The tree; or a manifest, a table (.tsv) with participant_id, t1w and pet.
     out_dir : path-like
         The output folder; made if it is not there.
     config : RunConfig, optional
@@ -109,11 +109,15 @@ def run(
             "request": plan.request if plan else None,
             "weights": plan.recipe.weights.description if plan and plan.recipe.weights else None,
         }
+        if plan is None:  # what the scans were made from and how stays known
+            with contextlib.suppress(StoreError):
+                last = read_last_run(paths) or {}
+                start |= {key: last[key] for key in ("input", "config", "request") if key in last}
         log = RunLog(paths, report.run, start)
         began = time.monotonic()
         try:
             if plan is not None:
-                write_dataset_files(paths, source)
+                write_dataset_files(paths, plan.source)
                 work = ParticipantLevel(plan, paths, config, lock, log, tell, report)
                 work.again = retry_failed, force
                 work.go(client, settle)
@@ -122,7 +126,7 @@ def run(
             else:
                 write_index(paths)
             if "group" in levels:
-                _summarise(paths, source, report, tell, plan)
+                _summarise(paths, source, config, report, tell, plan)
             report.state = "done"
         except KeyboardInterrupt:
             report.state = "interrupted"
@@ -200,17 +204,21 @@ def _plan(
             f"Input and output are the same folder, {source}",
             f"Write to {source / 'derivatives' / 'fusionflow'}, say",
         )
-    everything = found = discover(source)
+    everything = found = find_scans(source, config.input)
     if participant_labels or session_labels:
-        found = discover(
-            source, participant_labels=participant_labels, session_labels=session_labels
+        found = find_scans(
+            source,
+            config.input,
+            participant_labels=participant_labels,
+            session_labels=session_labels,
         )
     recipe = graph.make_recipe(config.method, config.region)
-    plan = Plan(source, found, everything, recipe, request_of(config, recipe.weights))
+    plan = Plan(found.root, found, everything, recipe, request_of(config, recipe.weights))
     if not found.scans and not plan.broken:
         raise NoScansError(
             f"{source} holds no subject with both a T1w and a PET image",
-            "fusionflow needs sub-*/[ses-*/]anat/*_T1w.nii[.gz] and pet/*_pet.nii[.gz]",
+            "fusionflow needs sub-*/[ses-*/]anat/*_T1w.nii[.gz] and pet/*_pet.nii[.gz], or a "
+            "manifest",
         )
     return plan
 
@@ -249,7 +257,7 @@ def look(
     plan = _plan(source, paths, config, participant_labels, session_labels)
     holder = living_holder(paths.run_lock)
     standings = survey(
-        paths, source, plan.found.scans, plan.request,
+        paths, plan.source, plan.found.scans, plan.request,
         live_run=holder.run if holder else None, settle=settle,
     )  # fmt: skip
     return (
@@ -265,6 +273,7 @@ def look(
 def _summarise(
     paths: OutputPaths,
     source: Path,
+    config: RunConfig,
     report: RunReport,
     tell: Callable[[Event], None],
     plan: Plan | None,
@@ -278,7 +287,7 @@ def _summarise(
     ConfigurationError
         If the group level is run alone and scans were made in different ways.
     """
-    found = plan.everything if plan else discover(source)
+    found = plan.everything if plan else find_scans(source, config.input)
     report.summary, report.left_out = cohort.write_summary(
         paths,
         present={scan.label for scan in found.scans},

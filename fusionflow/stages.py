@@ -23,13 +23,13 @@ import torch
 from fusionflow import schema
 from fusionflow.backbones import load_trunk
 from fusionflow.config import ConformOptions, Method
-from fusionflow.conform import conform
+from fusionflow.conform import Conformed, conform
 from fusionflow.errors import InputChangedError, InputError, StoreError
 from fusionflow.fusion import fuse_subbands
 from fusionflow.io import store
-from fusionflow.io.bids import Scan
-from fusionflow.io.files import discard, fingerprint, relative_to
+from fusionflow.io.files import discard, file_sha256, fingerprint, relative_to
 from fusionflow.io.nifti import Orientation
+from fusionflow.io.scans import Scan
 from fusionflow.ledger import OutputPaths
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
@@ -265,7 +265,7 @@ def stage_scan(job: Job) -> Staged:
     """
     began = time.perf_counter()
     scan = job.scan
-    files = {"t1w": scan.t1w, "pet": scan.pet}
+    files = scan.files
     try:
         before = {name: os.stat(path) for name, path in files.items()}
     except OSError as error:
@@ -274,9 +274,11 @@ def stage_scan(job: Job) -> Staged:
         conformed = conform(
             scan.t1w,
             scan.pet,
-            frame_durations=scan.frame_durations,
-            mri_percentile=job.conform.mri_percentile,
-            pet_percentile=job.conform.pet_percentile,
+            job.conform,
+            info=scan.pet_info,
+            mask=scan.mask,
+            reference=scan.reference,
+            pet_in_t1w_space=scan.pet_in_t1w_space,
         )
     finally:  # what is wrong with a file that just changed is not what is wrong with it
         for name, path in files.items():
@@ -286,7 +288,7 @@ def stage_scan(job: Job) -> Staged:
             relative_to(path, job.source),
             before[name].st_size,
             before[name].st_mtime_ns,
-            conformed.sha256[name],
+            conformed.sha256.get(name) or file_sha256(path),
         )
         for name, path in files.items()
     ]
@@ -295,21 +297,36 @@ def stage_scan(job: Job) -> Staged:
     _write_conformed(job, conformed.mri, conformed.pet, conformed.mask)
     return Staged(
         version=fingerprint(
-            job.request, repr(scan.frame_durations), *(item.sha256 for item in inputs)
+            job.request,
+            scan.facts,
+            *(f"{name} {item.sha256}" for name, item in zip(files, inputs, strict=True)),
         )[:16],
         inputs=tuple(inputs),
         affine=tuple(tuple(map(float, row)) for row in conformed.affine),
         orientation=conformed.orientation,
-        conformed={
-            "Resampled": "PET onto the T1w grid, trilinear" if conformed.resampled else "no",
-            "Scaling": {
-                name: {"offset": scaling.offset, "scale": scaling.scale}
-                for name, scaling in conformed.scaling.items()
-            },
-        },
+        conformed=_described(conformed, job.conform),
         notes=(*scan.notes, *conformed.notes),
         seconds=time.perf_counter() - began,
     )
+
+
+def _described(conformed: Conformed, options: ConformOptions) -> dict[str, Any]:
+    """Return how a scan was prepared, for records and sidecars."""
+    grid = "the T1w grid" if options.space is None else f"the grid of {options.space.name}"
+    return {
+        "Alignment": conformed.alignment.to_json(),
+        "Resampled": f"PET onto {grid}, trilinear" if conformed.resampled else "no",
+        "Frames": options.frames,
+        "Units": conformed.units,
+        "SUVFactor": conformed.suv_factor,
+        "Mask": conformed.mask_from,
+        "Space": None if options.space is None else options.space.name,
+        "Scaling": {
+            name: {"offset": scaling.offset, "scale": scaling.scale}
+            for name, scaling in conformed.scaling.items()
+        },
+        "Options": options.model_dump(mode="json", exclude={"space"}),
+    }
 
 
 def _check_unchanged(path: Path, before: os.stat_result) -> None:

@@ -11,9 +11,9 @@ from typing import Literal
 
 from fusionflow import __version__
 from fusionflow.config import RunConfig
-from fusionflow.errors import FusionflowError, StoreError
-from fusionflow.io.bids import Discovery, Scan
-from fusionflow.io.files import fingerprint
+from fusionflow.errors import ConfigurationError, FusionflowError, StoreError
+from fusionflow.io.files import file_sha256, fingerprint
+from fusionflow.io.scans import Discovery, Scan
 from fusionflow.ledger import OutputPaths, read_attempt, read_published, scan_labels
 from fusionflow.records import Attempt, Published, Stamp
 from fusionflow.weights import Weights
@@ -60,11 +60,27 @@ class Standing:
 
 
 def request_of(config: RunConfig, weights: Weights | None) -> str:
-    """Return the fingerprint of all that a run asks for: method, weights and preparation."""
+    """Return the fingerprint of all that a run asks for: method, weights and preparation.
+
+    Raises
+    ------
+    ConfigurationError
+        If the image of the space cannot be read.
+    """
+    conform, space = config.conform, ""
+    if conform.space is not None:  # its content counts, wherever it lies
+        try:
+            space = file_sha256(conform.space)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The image of the space, {conform.space}, cannot be read: {error.strerror}"
+            ) from error
+        conform = conform.model_copy(update={"space": None})
     return fingerprint(
         config.method.fingerprint(weights.identity if weights else None),
-        config.conform.canonical(),
+        conform.canonical(),
         config.region,
+        space,
     )
 
 
@@ -74,7 +90,8 @@ def new_attempt(scan: Scan, source: Path, request: str) -> Attempt:
         scan.label,
         "running",
         request=request,
-        inputs=tuple(Stamp.of(path, source) for path in (scan.t1w, scan.pet)),
+        inputs=tuple(Stamp.of(path, source) for path in scan.files.values()),
+        facts=scan.facts,
         software=__version__,
     )
 
@@ -142,9 +159,11 @@ def _why_not(
     record: Published, paths: OutputPaths, scan: Scan, source: Path, request: str
 ) -> str | None:
     """Say why what is published is not what is asked for; None if it is."""
-    why = record.why_not(request, source, (scan.t1w, scan.pet), scan.frame_durations)
+    why = record.why_not(request, source, tuple(scan.files.values()), scan.pet_info)
     if why is not None:
         return why
+    if record.facts != scan.facts:
+        return "another use of the same files"
     for item in (*record.stored, *record.outputs):
         if not item.is_there(paths.root):
             return f"{item.path} is missing or damaged"
@@ -154,7 +173,7 @@ def _why_not(
 def _changed_lately(scan: Scan, settle: float) -> str | None:
     """Say which file changed less than `settle` seconds ago, by what the system last noted."""
     now = time.time()
-    for path in (scan.t1w, scan.pet):
+    for path in scan.files.values():
         try:
             status = os.stat(path)
         except OSError as error:
@@ -200,7 +219,8 @@ def removed_labels(paths: OutputPaths, found: Discovery) -> tuple[str, ...]:
     Where a subject's folder cannot be listed nobody can say which sessions it has: they are not
     removed.
     """
-    held = found.labels
+    held = {scan.label for scan in found.scans}
+    held |= {item.label for item in found.excluded if item.broken}
     unlisted = {item.label for item in found.excluded if item.broken}
     return tuple(
         label

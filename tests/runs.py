@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fusionflow import graph
-from fusionflow.config import METHODS, RunConfig
+from fusionflow.config import METHODS, ConformOptions, RunConfig
 from fusionflow.io.nifti import read_header
 from fusionflow.io.store import Layout
 from fusionflow.ledger import OutputPaths
@@ -15,8 +15,12 @@ LABELS = [f"sub-{subject}_ses-{session}" for subject, session in COHORT]
 
 
 def config(method="dwt-vgg19", **update):
+    """Return a run whose images are aligned: registration has tests of its own, and takes time."""
     update = {"weights": "random:0", **update}
-    return RunConfig(method=METHODS[method].model_copy(update=update))
+    return RunConfig(
+        method=METHODS[method].model_copy(update=update),
+        conform=ConformOptions(registration="header"),
+    )
 
 
 def leftovers(out):

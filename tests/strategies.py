@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from fusionflow.config import METHODS, Wavelet
 from fusionflow.fusion import BandPair
+from fusionflow.pet_info import PetInfo
 from fusionflow.records import InputFile, OutputFile, Published
 
 WAVELETS = ("haar", "db2", "bior4.4")
@@ -90,7 +91,7 @@ def published(label: str = "sub-01", **changes) -> Published:
             InputFile("anat/T1w.nii.gz", 10, 1_700_000_000_123_456_789, "a" * 64),
             InputFile("pet/pet.nii.gz", 20, 1_700_000_001_123_456_789, "b" * 64),
         ),
-        "frame_durations": (300.0, 299.5),
+        "pet_info": PetInfo(frame_durations=(300.0, 299.5)),
         "shape": (5, 6, 7),
         "affine": ((0.1, 0.0, 0.0, -1 / 3), (0.0, 2.0, 0.0, math.pi), (0.0, 0.0, 3.0, 1e-17)),
         "metrics": {"ssim": {"mri": 0.75, "pet": 0.6}, "entropy_fused": 5.041},

@@ -84,7 +84,7 @@ class TestAgain:
             phantom_bids, tmp_path / "other", config("maximum"), client=client,
             participant_labels=["02"],
         )  # fmt: skip
-        assert len(other.fused[0].outputs) == 3
+        assert len(other.fused[0].outputs) == 4
         for item in other.fused[0].outputs:
             shutil.copyfile(tmp_path / "other" / item.path, out / item.path)
         ff.run(phantom_bids, out, config(), client=client)

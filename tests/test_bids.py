@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bids"
 
 def tree(root: Path, *names: str) -> Path:
     """Make a dataset of empty images; discovery never opens one."""
-    root.mkdir(exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     (root / "dataset_description.json").write_text('{"Name": "t", "BIDSVersion": "1.11.0"}')
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -469,9 +469,10 @@ class TestDerivatives:
     def test_a_pet_in_t1w_space_and_a_mask_are_found(self, tmp_path):
         """As PETPrep leaves them: the anatomy of all sessions lies above them."""
         raw = tree(tmp_path / "raw", *pair("01", "a", "_trc-FDG"))
-        put(raw / "pet.json", {"Units": "Bq/mL", "FrameDuration": [60, 60]})
+        told = {"Units": "Bq/mL", "FrameDuration": [60, 60], "TracerName": "FDG"}
+        put(raw / "pet.json", told | {"TracerRadionuclide": "F18"})
         derived = tree(
-            tmp_path / "petprep",
+            raw / "derivatives" / "petprep",
             "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
             "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
             "sub-01/anat/sub-01_space-MNI152NLin2009cAsym_desc-preproc_T1w.nii.gz",
@@ -489,7 +490,8 @@ class TestDerivatives:
         assert scan.t1w.name == "sub-01_desc-preproc_T1w.nii.gz"
         assert scan.mask.name == "sub-01_desc-brain_mask.nii.gz"
         assert scan.reference.name == "sub-01_label-cerebellum_mask.nii.gz"
-        assert scan.pet_info == PetInfo(units="Bq/mL", frame_durations=(120,))
+        assert scan.pet_info == PetInfo(frame_durations=(120,), tracer="FDG", radionuclide="F18",
+                                        half_life=6586.2)  # fmt: skip
         (alone,) = discover(raw).scans
         assert not alone.pet_in_t1w_space
         assert alone.mask is None
@@ -507,6 +509,18 @@ class TestDerivatives:
         assert scan.pet_in_t1w_space
         assert "MNI" not in scan.t1w.name
         assert scan.mask is not None
+
+    def test_a_mask_in_the_space_of_the_pet_is_none_of_the_t1w(self, tmp_path):
+        raw = tree(tmp_path / "raw", *pair("01"))
+        derived = tree(
+            tmp_path / "petprep",
+            "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+            "sub-01/pet/sub-01_desc-brain_mask.nii.gz",
+            "sub-01/pet/sub-01_label-pons_mask.nii.gz",
+        )
+        (scan,) = discover(raw, derivatives=[derived], reference_region="pons").scans
+        assert scan.mask.parent.name == "anat"
+        assert scan.reference is None
 
     def test_of_other_subjects_change_nothing(self, tmp_path):
         raw = tree(tmp_path / "raw", *pair("01"))

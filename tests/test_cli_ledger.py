@@ -336,6 +336,7 @@ class TestStatus:
     def test_against_another_input(self, call, bids, out, tmp_path):
         other = tmp_path / "other"
         shutil.copytree(bids / "sub-01", other / "sub-01")
+        shutil.copy(bids / "participants.tsv", other)  # it tells the weight
         found = states(call("status", out, "--input", other, "--json"))
         assert found == {
             LABELS[0]: "done", LABELS[1]: "done", BAD: "removed", LABELS[3]: "removed",

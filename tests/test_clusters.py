@@ -115,7 +115,6 @@ class TestPlainTcp:
             connect(address)
         assert caplog.text == ""
 
-    @pytest.mark.xfail(reason="_check_address knows of tcp:// only", strict=True)
     @pytest.mark.parametrize("address", ["ws://10.0.0.1:8786", "ucx://10.0.0.1:8786"])
     def test_is_not_the_only_way_to_talk_in_the_clear(self, nobody_calls, address):
         with pytest.raises(ConfigurationError):

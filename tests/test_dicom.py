@@ -107,7 +107,7 @@ class TestPair:
         expected = frames * np.reshape(slopes, (3, -1, 1, 1))
         np.testing.assert_allclose(by_world(image(place, "pet")), expected, rtol=1e-6)
         assert sidecar(place, "pet")["FrameTimesStart"] == [0, 300, 600]
-        assert discover(place / "bids").scans[0].frame_durations == (300.0, 300.0, 300.0)
+        assert discover(place / "bids").scans[0].pet_info.frame_durations == (300.0, 300.0, 300.0)
 
     def test_frames_are_in_the_order_of_time_or_have_no_times(self, place):
         frames = np.stack([voxels(n) for n in (3, 4, 5)])

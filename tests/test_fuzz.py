@@ -36,13 +36,13 @@ from PIL import Image
 from safetensors.torch import save as as_safetensors
 
 from fusionflow import images
-from fusionflow.config import RunConfig, load_config
+from fusionflow.config import ConformOptions, RunConfig, load_config
 from fusionflow.conform import conform
 from fusionflow.errors import FusionflowError, ImageError, WeightsError
 from fusionflow.io.bids import Scan, discover
 from fusionflow.io.nifti import read_header, read_volume, write_volume
 from fusionflow.luts import read_table
-from fusionflow.pet_info import PetInfo
+from fusionflow.pet_info import PetInfo, pet_info
 from fusionflow.untrusted import printable
 from fusionflow.weights import checked_state, find_weights, read_state, read_sums, read_tensors
 
@@ -258,7 +258,8 @@ def run_through(folder, t1w, pet, frame_durations=None):
         path.write_bytes(content)
     with refused_at_most(*paths):
         like = read_header(paths[0]).orientation
-        scan = conform(*paths, frame_durations=frame_durations)
+        info = pet_info({"FrameDuration": frame_durations})
+        scan = conform(*paths, ConformOptions(registration="header"), info=info)
         for volume in (scan.mri, scan.pet):
             assert volume.shape == scan.mask.shape == like.ras_shape[::-1]
             assert volume.dtype == np.float32
@@ -412,7 +413,7 @@ class TestSidecars:
         assert isinstance(scan.pet_info, PetInfo)
         assert "".join(scan.notes).isprintable()
         assert len("".join(scan.notes)) < 4000
-        seconds = scan.frame_durations
+        seconds = scan.pet_info.frame_durations
         assert seconds is None or (isinstance(seconds, tuple) and np.isfinite(seconds).all())
         assert isinstance(pickle.loads(pickle.dumps(scan)), Scan)  # it goes to workers
 

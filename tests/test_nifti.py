@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nibabel.orientations import apply_orientation
 
 from fusionflow.errors import GridError, ImageError, StoreError
-from fusionflow.io.nifti import Orientation, read_header, read_volume, write_volume
+from fusionflow.io.nifti import Orientation, read_header, read_volume, write_rgb, write_volume
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bids"
 
@@ -242,39 +243,55 @@ class TestValues:
 class TestFrames:
     frames = np.stack([DATA, DATA * 4, DATA * 10], axis=-1)
 
-    def test_mean_is_weighted_by_duration(self, tmp_path):
+    def test_mean_is_weighted(self, tmp_path):
         path = save(tmp_path / "a.nii.gz", self.frames, affine_of("LPS"))
-        volume = read_volume(path, frame_durations=[10, 20, 30])
+        volume = read_volume(path, frame_weights=[1 / 6, 2 / 6, 3 / 6])
         expected = (DATA * (10 * 1 + 20 * 4 + 30 * 10) / 60)[::-1, ::-1]
         np.testing.assert_allclose(volume.data, expected, rtol=1e-6)
-        assert volume.notes == ("mean of 3 frames over 60 s, weighted by their durations",)
+        assert volume.notes == ()
 
-    def test_without_durations_it_is_plain_and_noted(self, tmp_path):
+    def test_without_weights_it_is_plain_and_noted(self, tmp_path):
         volume = read_volume(save(tmp_path / "a.nii.gz", self.frames))
         np.testing.assert_allclose(volume.data, DATA * 5, rtol=1e-6)
         assert "plain mean of 3 frames" in volume.notes[0]
 
+    def test_a_frame_that_does_not_count_may_hold_anything(self, tmp_path):
+        frames = self.frames.copy()
+        frames[..., 1] = np.nan
+        path = save(tmp_path / "a.nii.gz", frames)
+        volume = read_volume(path, frame_weights=[0.5, 0, 0.5])
+        np.testing.assert_allclose(volume.data, DATA * 5.5, rtol=1e-6)
+        assert volume.nonfinite == 0
+
     @pytest.mark.parametrize("shape", [(3, 4, 5, 1), (3, 4, 5, 1, 1)])
     def test_axes_of_length_one_are_dropped(self, tmp_path, shape):
         path = save(tmp_path / "a.nii.gz", DATA.reshape(shape))
-        np.testing.assert_array_equal(read_volume(path, frame_durations=[600]).data, DATA)
+        np.testing.assert_array_equal(read_volume(path, frame_weights=[1]).data, DATA)
 
     def test_a_count_that_does_not_match_names_both(self, tmp_path):
         path = save(tmp_path / "a.nii.gz", self.frames)
-        with pytest.raises(ImageError, match="has 3 frames, but 2 frame durations"):
-            read_volume(path, frame_durations=[10, 20])
+        with pytest.raises(ImageError, match="has 3 frames, but 2 weights"):
+            read_volume(path, frame_weights=[0.5, 0.5])
 
-    def test_a_static_image_has_no_use_for_durations(self, tmp_path):
-        path = save(tmp_path / "a.nii.gz")
-        np.testing.assert_array_equal(read_volume(path, frame_durations=[10, 20]).data, DATA)
 
-    @pytest.mark.parametrize(
-        "durations", [[0, 0, 0], [-1, 2, 3], [np.nan, 1, 1], [np.inf, 1, 1], [1e308] * 3]
-    )
-    def test_durations_must_be_positive(self, tmp_path, durations):
-        path = save(tmp_path / "a.nii.gz", self.frames)
-        with pytest.raises(ImageError, match="not positive seconds"):
-            read_volume(path, frame_durations=durations)
+class TestColours:
+    @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "ASL"])
+    def test_lie_where_the_image_lies(self, tmp_path, codes):
+        like = read_header(save(tmp_path / "t1w.nii.gz", affine=affine_of(codes))).orientation
+        colours = np.random.default_rng(0).integers(0, 256, (*like.ras_shape, 3), np.uint8)
+        write_rgb(tmp_path / "rgb.nii.gz", colours, like)
+        image = nib.load(tmp_path / "rgb.nii.gz")
+        np.testing.assert_allclose(image.affine, like.affine, atol=1e-5)
+        assert image.get_data_dtype().names == ("R", "G", "B")
+        raw = np.asarray(image.dataobj)
+        stored = np.stack([raw[channel] for channel in "RGB"], axis=-1)
+        ras = apply_orientation(stored, like.to_ras)
+        np.testing.assert_array_equal(ras, colours)
+
+    def test_of_another_grid_are_refused(self, tmp_path):
+        like = read_header(save(tmp_path / "t1w.nii.gz")).orientation
+        with pytest.raises(GridError):
+            write_rgb(tmp_path / "rgb.nii", np.zeros((2, 2, 2, 3), np.uint8), like)
 
 
 def dims(*dim: int) -> tuple[int, bytes]:

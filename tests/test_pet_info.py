@@ -72,6 +72,19 @@ class TestPetInfo:
         late = {**OLD, "RadiopharmaceuticalStartTime": "23:30:00", "SeriesTime": "00:30:00"}
         assert pet_info(late).decay_seconds == 3600
 
+    def test_an_injection_just_after_the_start_of_the_series(self):
+        """As in dynamic PET; also a few seconds between two clocks."""
+        info = pet_info({**OLD, "SeriesTime": "13:04:22"}, 80)
+        assert info.decay_seconds == -20
+        assert suv_factor(info)[0] == pytest.approx(80_000 / 185e6, rel=0.01)
+
+    def test_clocks_tell_nothing_of_what_lives_for_days(self):
+        info = pet_info({**OLD, "TracerRadionuclide": "89Zr", "RadionuclideHalfLife": 282280.3}, 80)
+        assert info.decay_seconds is None
+
+    def test_times_that_contradict_each_other_count_for_nothing(self):
+        assert pet_info({**BIDS, "DecayCorrection": "ADMIN"}).decay_seconds is None
+
     def test_corrected_to_the_injection(self):
         assert pet_info({**OLD, "DecayCorrection": "ADMIN"}).decay_seconds == 0
 
@@ -105,8 +118,8 @@ class TestPetInfo:
 
     @pytest.mark.parametrize(
         ("value", "durations"),
-        [([60, 120.5], (60.0, 120.5)), (600, (600.0,)), (None, None), ("60", None), ([60, "n/a"], None),
-         ([True], None), ([math.nan], None), ([10**400], None), ([], ())],
+        [([60, 120.5], (60.0, 120.5)), (600, (600.0,)), (None, None), ("60", None),
+         ([60, "n/a"], None), ([True], None), ([math.nan], None), ([10**400], None), ([], ())],
     )  # fmt: skip
     def test_durations(self, value, durations):
         assert pet_info({"FrameDuration": value}).frame_durations == durations

@@ -22,6 +22,7 @@ from fusionflow.ledger import (
     read_published,
     write_attempt,
 )
+from fusionflow.pet_info import PetInfo
 from fusionflow.records import Attempt, InputFile, OutputFile, Published, Stamp
 from fusionflow.survey import new_attempt, survey
 
@@ -54,9 +55,9 @@ class TestPublished:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"session": None, "frame_durations": None, "weights": None},
+            {"session": None, "pet_info": PetInfo(), "weights": None},
             {"notes": (), "outputs": (), "software": {}, "created": ""},
-            {"frame_durations": ()},
+            {"pet_info": PetInfo(frame_durations=())},
             {"notes": ("größer als 4 GB",), "label": "sub-01"},
         ],
     )
@@ -198,7 +199,7 @@ class TestDamage:
         record = new_attempt(scan, source, "f" * 64)
         if done:
             inputs = tuple(InputFile(x.path, x.size, x.mtime_ns, "a" * 64) for x in record.inputs)
-            record = published(inputs=inputs, frame_durations=None, outputs=(), stored=())
+            record = published(inputs=inputs, pet_info=PetInfo(), outputs=(), stored=())
         content = json.loads(json.dumps(asdict(record)))
         path = (paths.current if done else paths.attempt)("sub-01")
         write_bytes(path, json.dumps(self.damaged(data, content)).encode())
@@ -233,8 +234,12 @@ def read_inputs(tmp_path):
         status = path.stat()
         digest = hashlib.sha256(content).hexdigest()
         files.append(InputFile(name, status.st_size, status.st_mtime_ns, digest))
-    record = published(inputs=tuple(files), request="asked", frame_durations=(300.0,))
+    record = published(inputs=tuple(files), request="asked", pet_info=PET)
     return [tmp_path / item.path for item in files], record
+
+
+#: What is known of the PET of `read_inputs`.
+PET = PetInfo(frame_durations=(300.0,), units="Bq/mL")
 
 
 class TestWhyNot:
@@ -243,19 +248,23 @@ class TestWhyNot:
     def test_the_same_request_and_inputs(self, read_inputs, paths):
         inputs, record = read_inputs
         root = inputs[0].parent
-        assert record.why_not("asked", root, inputs, (300.0,)) is None
+        assert record.why_not("asked", root, inputs, PET) is None
         publish(paths, record)
         again = read_published(paths, record.label)
-        assert again.why_not("asked", root, inputs, (300.0,)) is None
+        assert again.why_not("asked", root, inputs, PET) is None
 
     def test_not_another_request(self, read_inputs):
         inputs, record = read_inputs
-        assert record.why_not("asked differently", inputs[0].parent, inputs, (300.0,))
+        assert record.why_not("asked differently", inputs[0].parent, inputs, PET)
 
-    @pytest.mark.parametrize("durations", [None, (), (300.0, 300.0), (299.0,)])
-    def test_not_other_frame_durations(self, read_inputs, durations):
+    @pytest.mark.parametrize(
+        "changes",
+        [{"frame_durations": None}, {"frame_durations": (300.0, 300.0)}, {"weight_kg": 70.0}],
+    )
+    def test_not_other_metadata(self, read_inputs, changes):
         inputs, record = read_inputs
-        assert record.why_not("asked", inputs[0].parent, inputs, durations)
+        why = record.why_not("asked", inputs[0].parent, inputs, replace(PET, **changes))
+        assert why == "other metadata of the PET"
 
     @pytest.mark.parametrize("which", [0, 1])
     def test_not_a_file_of_another_size(self, read_inputs, which):
@@ -263,7 +272,7 @@ class TestWhyNot:
         stamp = inputs[which].stat().st_mtime_ns
         inputs[which].write_bytes(b"another size than before")
         os.utime(inputs[which], ns=(stamp, stamp))
-        assert record.why_not("asked", inputs[0].parent, inputs, (300.0,))
+        assert record.why_not("asked", inputs[0].parent, inputs, PET)
 
     @pytest.mark.parametrize("which", [0, 1])
     @pytest.mark.parametrize("later", [-1, 1])
@@ -271,9 +280,9 @@ class TestWhyNot:
         inputs, record = read_inputs
         stamp = inputs[which].stat().st_mtime_ns + later
         os.utime(inputs[which], ns=(stamp, stamp))
-        assert record.why_not("asked", inputs[0].parent, inputs, (300.0,)) is None
+        assert record.why_not("asked", inputs[0].parent, inputs, PET) is None
         inputs[which].write_bytes(inputs[which].read_bytes().swapcase())
-        why = record.why_not("asked", inputs[0].parent, inputs, (300.0,))
+        why = record.why_not("asked", inputs[0].parent, inputs, PET)
         assert why == f"{inputs[which].name} changed"
 
     @pytest.mark.parametrize("which", [0, 1])
@@ -281,7 +290,7 @@ class TestWhyNot:
         inputs, record = read_inputs
         inputs[which].unlink()
         assert not record.inputs[which].is_unchanged(inputs[0].parent)
-        assert record.why_not("asked", inputs[0].parent, inputs, (300.0,))
+        assert record.why_not("asked", inputs[0].parent, inputs, PET)
 
     def test_not_the_inputs_in_another_order_or_place(self, read_inputs, tmp_path):
         inputs, record = read_inputs
@@ -295,4 +304,4 @@ class TestWhyNot:
         content, stamp = inputs[0].read_bytes(), inputs[0].stat().st_mtime_ns
         inputs[0].write_bytes(content)
         os.utime(inputs[0], ns=(stamp, stamp))
-        assert record.why_not("asked", inputs[0].parent, inputs, (300.0,)) is None
+        assert record.why_not("asked", inputs[0].parent, inputs, PET) is None

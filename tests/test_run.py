@@ -143,7 +143,8 @@ class TestFiles:
         folder = out / "sub-01" / "ses-followup" / "fused"
         names = {path.name for path in folder.iterdir()}
         assert names == {
-            f"sub-01_ses-followup_fused{suffix}" for suffix in (".nii.gz", ".json", ".png")
+            f"sub-01_ses-followup_{ending}"
+            for ending in ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz")
         }
         sidecar = json.loads((folder / "sub-01_ses-followup_fused.json").read_text())
         assert sidecar["Units"] == "arbitrary"

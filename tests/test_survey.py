@@ -11,7 +11,7 @@ from fusionflow import survey as surveying
 from fusionflow.config import RunConfig, named_method
 from fusionflow.io.bids import Discovery, Excluded, Scan
 from fusionflow.ledger import OutputPaths, publish, read_attempt, write_attempt
-from fusionflow.pet_info import pet_info
+from fusionflow.pet_info import PetInfo, pet_info
 from fusionflow.records import InputFile, OutputFile, Stamp
 from fusionflow.survey import new_attempt, removed_labels, request_of, standing, survey
 
@@ -62,7 +62,8 @@ def done(paths, scan, source):
     stamps = [Stamp.of(path, source) for path in (scan.t1w, scan.pet)]
     record = published(
         request=REQUEST,
-        frame_durations=None,
+        pet_info=PetInfo(),
+        facts=scan.facts,
         inputs=tuple(InputFile(x.path, x.size, x.mtime_ns, "a" * 64) for x in stamps),
         stored=(),
         outputs=(OutputFile.whole(made, "sub-01/fused.nii.gz"),),
@@ -111,9 +112,9 @@ class TestWithoutAnAttempt:
         found = standing(paths, scan, source, "e" * 64)
         assert (found.state, found.why) == ("stale", "another method or other options")
 
-    def test_other_frame_durations_make_it_stale(self, paths, scan, source, done):
+    def test_other_metadata_make_it_stale(self, paths, scan, source, done):
         scan = replace(scan, pet_info=pet_info({"FrameDuration": [60]}))
-        assert standing(paths, scan, source, REQUEST).why == "other frame durations"
+        assert standing(paths, scan, source, REQUEST).why == "other metadata of the PET"
 
     def test_a_damaged_record_is_replaced_by_a_new_one(self, paths, scan, source, done):
         paths.current("sub-01").write_text("{")
@@ -325,9 +326,12 @@ class TestRemoved:
         write_attempt(paths, new_attempt_of("sub-09"))
         return paths
 
-    def test_is_what_is_published_and_nowhere_in_the_input(self, cohort, scan, source):
-        found = Discovery(source, (scan,), (Excluded("sub-021", "no pet", broken=False),))
-        assert removed_labels(cohort, found) == ("sub-02_ses-a", "sub-02_ses-b")
+    def test_is_what_is_published_and_no_pair_in_the_input(self, cohort, scan, source):
+        left = (Excluded("sub-021", "no pet", broken=False), Excluded("sub-02_ses-b", "x", True))
+        assert removed_labels(cohort, Discovery(source, (scan,), left)) == (
+            "sub-02_ses-a",
+            "sub-021",
+        )
 
     def test_is_not_what_cannot_be_listed_now(self, cohort, scan, source):
         """A subject's folder that cannot be read holds nobody knows which sessions."""

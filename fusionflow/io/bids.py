@@ -14,7 +14,7 @@ import datetime
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fusionflow.errors import ConfigurationError
@@ -30,6 +30,7 @@ from fusionflow.io.bids_names import (
 )
 from fusionflow.io.scans import Discovery, Excluded, Scan, place_label
 from fusionflow.io.sidecars import (
+    OF_THE_IMAGE,
     REQUIRED_PET_FIELDS,
     Sidecar,
     body_weights,
@@ -57,6 +58,7 @@ class _Place:
     folders: list[Path]
     files: dict[str, list[BidsFile]] = field(default_factory=dict)
     sidecars: list[Sidecar] = field(default_factory=list)
+    derived_sidecars: list[Sidecar] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dangling: set[Path] = field(default_factory=set)
     problem: Excluded | None = None
@@ -92,12 +94,14 @@ def discover(
     their labels; of two as near, the earlier.
 
     **Masks**: ``*_desc-brain_mask.nii[.gz]`` in ``anat``; the reference region is
-    ``*_label-REGION_mask.nii[.gz]`` or ``*_desc-REGION_mask.nii[.gz]`` in ``anat`` or ``pet``.
+    ``*_label-REGION_mask.nii[.gz]`` or ``*_desc-REGION_mask.nii[.gz]`` there. In ``pet`` both
+    count only with ``space-T1w``.
 
     **PET metadata** follow the inheritance principle: JSON files with suffix ``pet``, whose
     entities are a subset of the image's, at the dataset, subject, session and ``pet`` level;
-    fields of the nearest win. The weight is that of ``participants.tsv`` (kg). They never exclude
-    a scan.
+    fields of the nearest win. Of a derivative PET, units, frames and decay correction are what its
+    own dataset says, never what is said of the raw image. The weight is that of
+    ``participants.tsv`` (kg). They never exclude a scan.
 
     Parameters
     ----------
@@ -207,14 +211,14 @@ class _Index:
         try:
             if session is not None:
                 place.sidecars += sidecars_in(folders[0], listing(folders[0])[1])
-            for folder in (*folders[1 : len(self.roots)], folders[0], *folders[len(self.roots) :]):
+            for number, folder in enumerate(folders):
                 for datatype in ("anat", "pet"):
-                    self._gather(place, folder / datatype)
+                    self._gather(place, folder / datatype, derived=number > 0)
         except OSError as error:
             place.problem = _unlisted(place.label, error)
         return place
 
-    def _gather(self, place: _Place, folder: Path) -> None:
+    def _gather(self, place: _Place, folder: Path, *, derived: bool) -> None:
         """Take the names of one ``anat`` or ``pet`` folder apart."""
         try:
             _, names, dangling = listing(folder)
@@ -224,7 +228,8 @@ class _Index:
             place.problem = _broken(place.label, f"{folder} is a file, where a folder should be")
             return
         if folder.name == "pet":
-            place.sidecars += sidecars_in(folder, names)
+            own = place.derived_sidecars if derived else place.sidecars
+            own += sidecars_in(folder, names)
         place.dangling |= {folder / name for name in dangling}
         unnamed = []
         for kind, suffix in (("t1w", "T1w"), ("pet", "pet"), ("mask", "mask")):
@@ -236,7 +241,7 @@ class _Index:
                 file = parse_name(folder / name)
                 if file is None:
                     unnamed.append(printable(name))
-                elif self._belongs(place, file, kind):
+                elif self._belongs(place, file := replace(file, derived=derived), kind):
                     place.files.setdefault(kind, []).append(file)
         if unnamed:
             place.notes.append(f"{', '.join(unnamed)} left: not a BIDS name")
@@ -249,10 +254,9 @@ class _Index:
         own = (file.entities.get("sub"), file.entities.get("ses"))
         if own == (place.subject, place.session):
             return True
-        is_raw = file.path.is_relative_to(self.roots[0])
-        if not is_raw and own == (place.subject, None):
+        if file.derived and own == (place.subject, None):
             return True
-        if is_raw and kind != "mask":
+        if not file.derived and kind != "mask":
             place.problem = place.problem or _broken(
                 place.label,
                 f"{file.path} does not carry the labels of its folder ({place.label}): rename it, "
@@ -298,7 +302,18 @@ class _Index:
             if image.unknown:
                 notes.append(f"{image.path.name}: BIDS knows no entity {', '.join(image.unknown)}")
         fields, about = inherit(pet, place.sidecars)
-        masks = t1w_place.files.get("mask", []) + (place.files.get("mask", []))
+        if pet.derived:  # another image of the same injection
+            fields = {name: value for name, value in fields.items() if name not in OF_THE_IMAGE}
+            more, about = inherit(pet, place.derived_sidecars)
+            fields |= more
+        masks = [
+            file for file in t1w_place.files.get("mask", []) if file.path.parent.name == "anat"
+        ]
+        masks += [  # a mask in the space of the PET would be taken for one of the T1w
+            file
+            for file in place.files.get("mask", [])
+            if file.path.parent.name == "pet" and file.entities.get("space") == "T1w"
+        ]
         mask = self._mask(masks, "brain")
         reference = self._mask(masks, self.region) if self.region else None
         if mask is not None:
@@ -327,8 +342,7 @@ class _Index:
 
         def key(file: BidsFile) -> tuple[object, ...]:
             aligned = kind == "pet" and file.entities.get("space") == "T1w"
-            raw = file.path.is_relative_to(self.roots[0])
-            return (not aligned, raw, *file.order)
+            return (not aligned, not file.derived, *file.order)
 
         return sorted(files, key=key)
 
@@ -349,7 +363,7 @@ class _Index:
             and file.entities.get("space") in _OWN_SPACES
             and what in (file.entities.get("label"), file.entities.get("desc"))
         ]
-        fitting.sort(key=lambda file: (file.path.is_relative_to(self.roots[0]), *file.order))
+        fitting.sort(key=lambda file: (not file.derived, *file.order))
         return fitting[0].path if fitting else None
 
     def _lacking(self, place: _Place, t1w: BidsFile | None, pet: BidsFile | None) -> str:

@@ -43,11 +43,14 @@ class BidsFile:
         Such as ``{"sub": "01", "trc": "FDG"}``.
     suffix : str
         Such as ``T1w``.
+    derived : bool
+        Whether it was found in a derivative dataset beside the input.
     """
 
     path: Path
     entities: Mapping[str, str]
     suffix: str
+    derived: bool = False
 
     @property
     def order(self) -> tuple[Any, ...]:

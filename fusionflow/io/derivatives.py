@@ -12,20 +12,36 @@ import numpy.typing as npt
 
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.io.files import read_json, write_bytes, write_json
-from fusionflow.io.nifti import Orientation, write_volume
+from fusionflow.io.nifti import Orientation, write_rgb, write_volume
 from fusionflow.ledger import OutputPaths
+from fusionflow.overlay import pet_on_mri
 from fusionflow.pictures import mosaic, slices_to_show
 
 BIDS_VERSION = "1.10.0"
 
 _BIDSIGNORE = """\
 # BIDS has no name for fused images, nor for the store and the cohort summary.
-**/fused/
-scans/
-logs/
+**/fused
+scans
+logs
 run.lock
 index.json
 group*
+"""
+
+
+_README = """\
+# Fused PET and MRI
+
+Made by fusionflow from the dataset that `dataset_description.json` names. For research use: a fused
+image is not quantitative PET, and nothing here is meant for diagnosis.
+
+- `sub-*/[ses-*/]fused/*_fused.nii.gz`: the fused volume on the grid of the T1w image; beside it how
+  it was made (`.json`), slices to look at (`.png`), the PET in colour on the MRI
+  (`*_overlay.nii.gz`).
+- `group_metrics.tsv`, `group_scans.tsv`, `group.zarr`: figures of the cohort; `group_methods.md`:
+  what was done, in words.
+- `scans/`, `index.json`: the arrays, for `fusionflow.open_cohort`; `logs/`: what each run did.
 """
 
 
@@ -62,6 +78,9 @@ def write_dataset_files(paths: OutputPaths, source: Path) -> None:
     ignored = paths.root / ".bidsignore"
     if not ignored.exists():
         write_bytes(ignored, _BIDSIGNORE.encode())
+    readme = paths.root / "README.md"
+    if not readme.exists():
+        write_bytes(readme, _README.encode())
     write_json(
         paths.root / "dataset_description.json",
         {
@@ -104,7 +123,7 @@ def write_scan_files(
     sidecar: dict[str, Any],
     title: str,
 ) -> tuple[str, ...]:
-    """Write a scan's fused NIfTI, its sidecar and the picture MRI | PET | fused.
+    """Write a scan's fused NIfTI, its sidecar, the PET in colour on the MRI, and a picture of all.
 
     Parameters
     ----------
@@ -128,19 +147,32 @@ def write_scan_files(
     tuple of str
         Names of the files.
     """
-    names = tuple(f"{label}_fused{suffix}" for suffix in (".nii.gz", ".json", ".png"))
-    image, text, picture = (folder / name for name in names)
+    endings = ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz")
+    names = tuple(f"{label}_{ending}" for ending in endings)
+    image, text, picture, colours = (folder / name for name in names)
+    overlay = pet_on_mri(conformed["mri"], conformed["pet"])
+    write_rgb(colours, overlay.transpose(2, 1, 0, 3), orientation)
     write_volume(image, fused.transpose(2, 1, 0), orientation, description="fusionflow")
     text.write_text(json.dumps(sidecar, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     affine = orientation.ras_affine
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
     mosaic(
-        {"MRI": conformed["mri"], "PET": conformed["pet"], "fused": fused},
+        {
+            "MRI": conformed["mri"],
+            "PET": conformed["pet"],
+            "fused": fused,
+            "PET on MRI": overlay,
+        },
         slices_to_show(conformed["mask"]),
         title,
         (z, y, x),
     ).save(picture)
     return names
+
+
+def _uri(path: str) -> str:
+    """Return a BIDS URI of a file of the input, or the URI of one that lies elsewhere."""
+    return Path(path).as_uri() if path.startswith("/") else f"bids:raw:{path}"
 
 
 def sidecar_content(
@@ -156,7 +188,7 @@ def sidecar_content(
     Parameters
     ----------
     scan_sources : dict
-        ``t1w`` and ``pet``: paths relative to the BIDS root.
+        Role -> path, relative to the input or absolute.
     method : dict
         Every parameter.
     weights : str or None
@@ -174,8 +206,9 @@ def sidecar_content(
             "Not quantitative PET; for research use."
         ),
         "Units": "arbitrary",
-        "Sources": [f"bids:raw:{path}" for path in scan_sources.values()],
-        "SpatialReference": f"bids:raw:{scan_sources['t1w']}",
+        "Sources": [_uri(path) for path in scan_sources.values()],
+        "SpatialReference": conformed.get("Space") or _uri(scan_sources["t1w"]),
+        "SkullStripped": False,
         "Method": method,
         "Version": version,
         "SoftwareVersion": metadata.version("fusionflow"),

@@ -35,7 +35,12 @@ def fingerprint(*parts: str) -> str:
 
 
 def relative_to(path: Path, root: Path) -> str:
-    """Return `path` as it is written in records: relative to `root`, with slashes."""
+    """Return `path` as it is written in records: relative to `root`, with slashes.
+
+    What does not lie below it is absolute; ``root / path`` leads there in both cases.
+    """
+    if not path.is_relative_to(root):
+        return path.absolute().as_posix()
     return path.relative_to(root).as_posix()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from fusionflow.config import InputOptions
 from fusionflow.errors import ConfigurationError
@@ -11,6 +14,24 @@ from fusionflow.io.bids import discover
 from fusionflow.io.bids_names import NO_FILTERS, read_filters
 from fusionflow.io.manifest import read_manifest
 from fusionflow.io.scans import Discovery
+
+
+def recorded_options(last_run: Mapping[str, Any]) -> InputOptions:
+    """Return the options of the input that a run was given, from its summary.
+
+    Raises
+    ------
+    ConfigurationError
+        If they cannot be understood.
+    """
+    config = last_run.get("config")
+    content = config.get("input", {}) if isinstance(config, dict) else {}
+    try:
+        return InputOptions.model_validate(content)
+    except ValidationError as error:
+        raise ConfigurationError(
+            "The summary of the last run does not say what its input was", "Run again"
+        ) from error
 
 
 def find_scans(

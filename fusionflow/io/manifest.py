@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ def _scan(path: Path, number: int, row: Mapping[str, str]) -> Scan | Excluded:
     if absent:
         return Excluded(label, f"{where} names no {' and no '.join(absent)}", broken=False)
     files = {
-        name: path.parent / row[name]
+        name: Path(os.path.abspath(path.parent / row[name]))
         for name in ("t1w", "pet", "mask", "reference")
         if row.get(name)
     }

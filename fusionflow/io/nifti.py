@@ -43,6 +43,7 @@ __all__ = [
     "Volume",
     "read_header",
     "read_volume",
+    "write_rgb",
     "write_volume",
 ]
 
@@ -111,19 +112,16 @@ def _header_of(path: Path, stored: BinaryIO) -> tuple[BinaryIO, ImageHeader]:
 
 
 def read_volume(
-    path: str | os.PathLike[str], *, frame_durations: Sequence[float] | None = None
+    path: str | os.PathLike[str], *, frame_weights: Sequence[float] | None = None
 ) -> Volume:
-    """Read an image as one RAS+ volume.
-
-    Frames of a 4-D image are averaged: weighted by their duration where that is known, which gives
-    the mean uptake rate over the whole acquisition, and equally (with a note) where it is not.
+    """Read an image as one RAS+ volume; frames of a 4-D image are averaged.
 
     Parameters
     ----------
     path : path-like
         A NIfTI-1 or NIfTI-2 file, ``.nii`` or ``.nii.gz``.
-    frame_durations : sequence of float, optional
-        Duration of each frame in seconds. It is not needed for a 3-D image.
+    frame_weights : sequence of float, optional
+        Of each frame, as `fusionflow.frames.frame_weights` gives them; by default all are equal.
 
     Returns
     -------
@@ -132,13 +130,13 @@ def read_volume(
     Raises
     ------
     ImageError
-        If the file cannot be read or holds no usable volume, or if there are not as many durations
+        If the file cannot be read or holds no usable volume, or if there are not as many weights
         as frames.
     """
     path = Path(path)
     with _saying_what_is_wrong(path), open_file(path) as file:
         stream, header = _header_of(path, file)  # before anything is read that takes room
-        weights, notes = _frame_weights(path, header, frame_durations)
+        weights, notes = _checked_weights(path, header, frame_weights)
         file.seek(0)
         stored = file.read()
         stream, _ = _content(io.BytesIO(stored))
@@ -202,7 +200,6 @@ def write_volume(
     StoreError
         If the file cannot be written.
     """
-    path = Path(path)
     data = np.asarray(data_ras, dtype="<f4")
     if data.shape != like.ras_shape:
         raise GridError(
@@ -210,8 +207,36 @@ def write_volume(
             f"whose grid is {like.ras_shape} in RAS+",
             "Write arrays in (x, y, z) order, on the grid of the T1w image",
         )
-    stored = apply_orientation(data, ornt_transform(_RAS, like.to_ras))
+    _write(Path(path), data, like, header_like(like, description))
 
+
+def write_rgb(path: str | os.PathLike[str], data_ras: npt.ArrayLike, like: Orientation) -> None:
+    """Write colours as NIfTI-1 of type RGB24, in the layout of a file on disk.
+
+    Parameters
+    ----------
+    path : path-like
+        As in `write_volume`.
+    data_ras : array-like, (x, y, z, 3) uint8
+        sRGB on the RAS+ grid of ``like``.
+    like : Orientation
+        As in `write_volume`.
+
+    Raises
+    ------
+    GridError, StoreError
+        As `write_volume`.
+    """
+    colours = np.ascontiguousarray(data_ras, dtype=np.uint8)
+    if colours.shape != (*like.ras_shape, 3):
+        raise GridError(f"Colours of shape {colours.shape} cannot be written to {path}")
+    data = colours.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    _write(Path(path), data, like, header_like(like, "PET on MRI", data.dtype))
+
+
+def _write(path: Path, data: npt.NDArray[Any], like: Orientation, header: Any) -> None:  # noqa: ANN401
+    """Write a RAS+ array behind a header, whole or not at all."""
+    stored = apply_orientation(data, ornt_transform(_RAS, like.to_ras))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with contextlib.ExitStack() as files:
@@ -219,7 +244,7 @@ def write_volume(
             if path.name.endswith(".gz"):
                 # No file name and no time in the gzip header: the same array, the same bytes.
                 sink = files.enter_context(gzip.GzipFile("", "wb", 1, sink, mtime=0))
-            sink.write(header_like(like, description).binaryblock + bytes(4))
+            sink.write(header.binaryblock + bytes(4))
             for k in range(stored.shape[2]):
                 sink.write(stored[:, :, k].tobytes(order="F"))
         temporary.replace(path)
@@ -273,32 +298,17 @@ def _read_to_end(path: Path, stream: BinaryIO, most: int) -> None:
             raise ImageError(f"{path} goes on long after its last voxel", AGAIN)
 
 
-def _frame_weights(
-    path: Path, header: ImageHeader, durations: Sequence[float] | None
+def _checked_weights(
+    path: Path, header: ImageHeader, weights: Sequence[float] | None
 ) -> tuple[list[float], tuple[str, ...]]:
-    """Return one weight per frame, which add up to 1, and what to note about them."""
+    """Return one weight per frame, and what to note about them."""
     n = header.n_frames
-    if n == 1:
-        return [1.0], ()
-    if durations is None:
-        return [1 / n] * n, (f"plain mean of {n} frames, whose durations are not known",)
-    if len(durations) != n:
-        raise ImageError(
-            f"{path} has {n} frames, but {len(durations)} frame durations are given",
-            "Correct FrameDuration in its sidecar",
-        )
-    try:
-        total = math.fsum(durations)
-    except OverflowError:
-        total = math.inf
-    if not (math.isfinite(total) and min(durations) >= 0 and total > 0):
-        raise ImageError(
-            f"{path} has frame durations that are not positive seconds: {list(durations)}",
-            "Correct FrameDuration in its sidecar",
-        )
-    return [d / total for d in durations], (
-        f"mean of {n} frames over {total:g} s, weighted by their durations",
-    )
+    if weights is None:
+        notes = (f"plain mean of {n} frames",) if n > 1 else ()
+        return [1 / n] * n, notes
+    if len(weights) != n:
+        raise ImageError(f"{path} has {n} frames, but {len(weights)} weights are given")
+    return list(weights), ()
 
 
 def _mean_frame(
@@ -312,6 +322,8 @@ def _mean_frame(
     with np.errstate(over="ignore", invalid="ignore"):
         for weight in weights:
             frame = _array(stream, math.prod(shape), dtype).reshape(shape, order="F")
+            if weight == 0:  # even where it holds no number
+                continue
             if plain and len(weights) == 1:
                 return frame.astype(np.float32)
             values = frame.astype(np.float64)

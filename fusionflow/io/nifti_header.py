@@ -301,10 +301,12 @@ def _same_place(sform: Affine, qform: Affine, shape: tuple[int, ...]) -> bool:
     return bool(apart <= _SAME_PLACE_VOXELS * np.linalg.norm(qform[:3, :3], axis=0).min())
 
 
-def header_like(like: Orientation, description: str) -> NiftiHeader:
-    """Build the NIfTI-1 header of a float32 image that is laid out like another."""
+def header_like(
+    like: Orientation, description: str, dtype: npt.DTypeLike = np.float32
+) -> NiftiHeader:
+    """Build the NIfTI-1 header of an image that is laid out like another."""
     header = nib.Nifti1Header(endianness="<")
-    header.set_data_dtype(np.float32)
+    header.set_data_dtype(dtype)
     header.set_data_shape(like.shape)
     header.set_xyzt_units("mm")
     header["descrip"] = description.encode("ascii", "replace")[:79]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusionflow.io.files import fingerprint
 from fusionflow.pet_info import PetInfo
 
 _NOTHING_KNOWN = PetInfo()
@@ -54,9 +55,9 @@ class Scan:
         return place_label(self.subject, self.session)
 
     @property
-    def frame_durations(self) -> tuple[float, ...] | None:
-        """Duration of each PET frame in seconds, or None where they are not known."""
-        return self.pet_info.frame_durations
+    def facts(self) -> str:
+        """Fingerprint of what is known of the scan besides the content of its files."""
+        return fingerprint(repr(self.pet_info), str(self.pet_in_t1w_space), *self.files)
 
     @property
     def files(self) -> dict[str, Path]:

@@ -41,6 +41,16 @@ REQUIRED_PET_FIELDS = (
 )
 """Sidecar fields that BIDS requires of every PET image."""
 
+OF_THE_IMAGE = (
+    "Units",
+    "FrameTimesStart",
+    "FrameDuration",
+    "ImageDecayCorrected",
+    "ImageDecayCorrectionTime",
+    "DecayCorrection",
+)
+"""Fields that are about the voxels of one image, not about the injection."""
+
 _MOST_BYTES = 1 << 24
 _MOST_LEVELS = 64
 

@@ -1,0 +1,247 @@
+"""What a run would do to an input, from headers alone: scans, steps, memory and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusionflow.config import RunConfig
+from fusionflow.errors import FusionflowError, GridError, WeightsError
+from fusionflow.frames import frame_weights, parse_frames
+from fusionflow.graph import make_recipe
+from fusionflow.io.files import relative_to
+from fusionflow.io.inputs import find_scans
+from fusionflow.io.nifti import ImageHeader, Volume, read_header
+from fusionflow.io.scans import Excluded, Scan
+from fusionflow.io.store import Layout
+from fusionflow.masks import mask_rule
+from fusionflow.resample import describe_grid, same_grid
+from fusionflow.stages import Recipe, decompose_slab, fuse_slab, reconstruct_slab
+from fusionflow.suv import suv_factor
+from fusionflow.transform import check_levels
+
+#: Measured: bytes that a worker holds for each voxel while it conforms or finishes a scan, and for
+#: each pixel of a slice while the network reads it, beside what it needs to be there at all.
+_BYTES_A_VOXEL = 44
+_BYTES_A_PIXEL_OF_NETWORK = 26_000
+_BYTES_OF_A_WORKER = 450e6
+#: Slices that are fused to see how long it takes.
+_PROBE_SLICES = 2
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would do to a scan.
+
+    Attributes
+    ----------
+    label : str
+        Which scan.
+    files : dict
+        Role -> path, relative to the input.
+    shape : tuple of int
+        (z, y, x) of what is fused.
+    voxel_mm : tuple of float
+        Along (z, y, x).
+    steps : tuple of str
+        What would be done, in order.
+    notes : tuple of str
+        What a person should know.
+    memory_bytes : float
+        What a worker would need, estimated.
+    seconds : float or None
+        Of one core, estimated by fusing slices of noise; None if the method cannot run here.
+    """
+
+    label: str
+    files: dict[str, str]
+    shape: tuple[int, int, int]
+    voxel_mm: tuple[float, float, float]
+    steps: tuple[str, ...]
+    notes: tuple[str, ...]
+    memory_bytes: float
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Outlooks:
+    """What a run would do.
+
+    Attributes
+    ----------
+    scans : tuple of Outlook
+        What would run.
+    excluded : tuple of Excluded
+        What would not, and why.
+    notes : tuple of str
+        On the input as a whole, and on what could not be estimated.
+    """
+
+    scans: tuple[Outlook, ...]
+    excluded: tuple[Excluded, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        return asdict(self)
+
+
+def plan(
+    source: Path,
+    config: RunConfig | None = None,
+    *,
+    participant_labels: Sequence[str] = (),
+    session_labels: Sequence[str] = (),
+) -> Outlooks:
+    """Say what a run would do to each scan. Headers are read, voxels are not.
+
+    Parameters
+    ----------
+    source : Path
+        BIDS dataset or manifest.
+    config : RunConfig, optional
+        As for a run.
+    participant_labels, session_labels : sequence of str
+        Only these.
+
+    Raises
+    ------
+    ConfigurationError
+        If the input cannot be read or an option cannot be used.
+    """
+    config = config or RunConfig()
+    found = find_scans(
+        source, config.input, participant_labels=participant_labels, session_labels=session_labels
+    )
+    parse_frames(config.conform.frames)
+    if config.conform.mask != "auto":
+        mask_rule(config.conform.mask)
+    notes = list(found.notes)
+    probe: _Probe | None = None
+    try:
+        probe = _Probe(make_recipe(config.method, config.region))
+    except WeightsError as error:
+        notes.append(f"no estimate of time: {error}")
+    scans, excluded = [], list(found.excluded)
+    for scan in found.scans:
+        try:
+            scans.append(_outlook(scan, found.root, config, probe))
+        except FusionflowError as error:
+            excluded.append(Excluded(scan.label, str(error), broken=True))
+    return Outlooks(tuple(scans), tuple(excluded), tuple(notes))
+
+
+class _Probe:
+    """Fuses slices of noise to see how long it takes; once for each shape of a slice."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._seconds: dict[tuple[int, int], float] = {}
+
+    def seconds_a_slice(self, rows: int, columns: int) -> float:
+        shape = (rows, columns)
+        if shape not in self._seconds:
+            noise = np.random.default_rng(0).random((2, _PROBE_SLICES, *shape), dtype=np.float32)
+            mri, pet = noise
+            for _ in range(2):  # the first loads the network
+                began = time.perf_counter()
+                fused = fuse_slab(decompose_slab(mri, pet, self.recipe), self.recipe)
+                reconstruct_slab(fused, mri, pet, None, self.recipe)
+                self._seconds[shape] = (time.perf_counter() - began) / _PROBE_SLICES
+        return self._seconds[shape]
+
+
+def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) -> Outlook:
+    """Look at the headers of one scan."""
+    options = config.conform
+    t1w, pet = read_header(scan.t1w), read_header(scan.pet)
+    mri, uptake = _grid_of(t1w), _grid_of(pet)
+    grid = mri if options.space is None else _grid_of(read_header(options.space))
+    x, y, z = grid.data.shape
+    check_levels((y, x), config.method.transform)
+    _, frames = frame_weights(scan.pet, pet.n_frames, scan.pet_info, parse_frames(options.frames))
+    steps = [
+        *(f"PET: {note}" for note in frames),
+        _mask_step(scan, config),
+        _alignment_step(scan, config, mri, uptake),
+    ]
+    if options.space is not None and not same_grid(mri, grid.data.shape, grid.affine):
+        steps.append(f"both resampled onto {options.space.name}, {describe_grid(grid)}")
+    steps.append(_units_step(scan, config))
+    steps.append(f"{config.method.name} on {z} slices of {y} x {x}")
+    voxels = max(x * y * z, mri.data.size) + uptake.data.size
+    pixels = x * y * (_BYTES_A_PIXEL_OF_NETWORK if probe and probe.recipe.weights else 0)
+    layout = Layout.of_shape((z, y, x))
+    size_x, size_y, size_z = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
+    return Outlook(
+        label=scan.label,
+        files={role: relative_to(path, root) for role, path in scan.files.items()},
+        shape=layout.shape,
+        voxel_mm=(size_z, size_y, size_x),
+        steps=tuple(steps),
+        notes=(*scan.notes, *(f"T1w: {n}" for n in t1w.notes), *(f"PET: {n}" for n in pet.notes)),
+        memory_bytes=_BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL + pixels,
+        seconds=None if probe is None else probe.seconds_a_slice(y, x) * z,
+    )
+
+
+def _grid_of(header: ImageHeader) -> Volume:
+    """Return an image without voxels, which takes no memory."""
+    shape = header.orientation.ras_shape
+    nothing = np.broadcast_to(np.float32(0), shape)
+    return Volume(nothing, header.orientation.ras_affine, header.orientation, "")
+
+
+def _mask_step(scan: Scan, config: RunConfig) -> str:
+    rule = config.conform.mask
+    if rule == "auto" and scan.mask is not None:
+        return f"mask from {scan.mask.name}"
+    return f"mask by the rule {'head' if rule == 'auto' else rule}"
+
+
+def _alignment_step(scan: Scan, config: RunConfig, mri: Volume, uptake: Volume) -> str:
+    mode = config.conform.registration
+    if scan.pet_in_t1w_space:
+        return "PET is in T1w space already"
+    if mode == "none":
+        if uptake.data.shape != mri.data.shape:
+            raise GridError(
+                f"registration: none takes voxel for voxel, and {scan.t1w} has "
+                f"{mri.data.shape} voxels, {scan.pet} {uptake.data.shape}",
+                "Take header, rigid or auto",
+            )
+        return "PET voxel for voxel"
+    here = same_grid(uptake, mri.data.shape, mri.affine)
+    if mode == "header":
+        if here:
+            return "PET lies on the MRI's grid"
+        return f"PET resampled through the headers from {describe_grid(uptake)}"
+    if mode == "rigid":
+        return f"PET registered, and resampled once from {describe_grid(uptake)}"
+    return "PET registered where the headers disagree" + (
+        "; it lies on the MRI's grid"
+        if here
+        else f", and resampled once from {describe_grid(uptake)}"
+    )
+
+
+def _units_step(scan: Scan, config: RunConfig) -> str:
+    units, window = config.conform.pet_units, config.conform.pet_window
+    if units == "suv":
+        factor, missing = suv_factor(scan.pet_info)
+        if factor is None:
+            raise GridError(
+                f"{scan.pet} cannot be brought to SUV: its metadata lack {', '.join(missing)}",
+                "Complete its sidecar and participants.tsv, or take pet_units: stored",
+            )
+    if units == "suvr" and scan.reference is None:
+        raise GridError(f"There is no mask of the reference region for {scan.pet}")
+    name = {"stored": "stored values", "suv": "SUV", "suvr": "SUVR"}[units]
+    if window is None:
+        return f"PET in {name}, scaled by the {config.conform.pet_percentile:g}th percentile"
+    return f"PET in {name}, scaled from {window[0]:g} to {window[1]:g}"

@@ -1,0 +1,452 @@
+"""A PET is put onto its MRI, where it must be, and is otherwise left exactly as it is."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from fusionflow.conform import head_mask, resample_to
+from fusionflow.errors import ConfigurationError, ImageError
+from fusionflow.io.nifti import Orientation, Volume, read_volume
+from fusionflow.phantom import make_phantom
+from fusionflow.registration import mean_displacement, moved, rigid
+from fusionflow.registration_itk import climb, resolutions
+from fusionflow.registration_quality import contours, disagreement, implausible
+
+#: All seeds of the acceptance test; a few of them by default.
+SEEDS = range(int(os.environ.get("FUSIONFLOW_REGISTRATIONS", "3")))
+FEW = SEEDS[: max(1, len(SEEDS) // 5)]
+
+
+def volume(data, affine):
+    orientation = Orientation(data.shape, affine, nib.aff2axcodes(affine))
+    return Volume(np.asfortranarray(data, dtype=np.float32), affine, orientation, "")
+
+
+def rotation(angles, centre=(0, 0, 0), shift=(0, 0, 0)):
+    """Return a matrix that turns by a rotation vector (degrees) about a centre, then shifts."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(angles, degrees=True).as_matrix()
+    matrix[:3, 3] = np.array(centre) + shift - matrix[:3, :3] @ centre
+    return matrix
+
+
+def misalignment(seed, centre, most_mm=15, most_deg=12):
+    """Return a rigid matrix: lengths evenly drawn up to the most, in any direction."""
+    rng = np.random.default_rng(seed)
+    shift, axis = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
+    return rotation(rng.uniform(0, most_deg) * axis, centre, rng.uniform(0, most_mm) * shift)
+
+
+def centre_of(mri, mask):
+    return nib.affines.apply_affine(mri.affine, ndimage.center_of_mass(mask.T))
+
+
+class Pair:
+    """An MRI and a PET that lie where they should."""
+
+    def __init__(self, mri, pet):
+        self.mri, self.pet = mri, pet
+        self.mask = head_mask(mri.data.T)
+        self.centre = centre_of(mri, self.mask)
+
+    def error(self, found, away):
+        """Return the mean over the head of how far off the PET is, in mm."""
+        return mean_displacement(found.matrix, np.linalg.inv(away), self.mask, self.mri.affine)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    made = make_phantom(3, shape=(70, 85, 70))
+    return Pair(volume(made.t1w, made.t1w_affine), volume(made.pet, made.pet_affine))
+
+
+@pytest.fixture(scope="module")
+def brainweb(shared):
+    """The simulated BrainWeb head; every second voxel of each axis of the MRI."""
+    mri, pet = (read_volume(shared / f"data/train/brainweb_{n}.nii.gz") for n in ("t1", "osem"))
+    step = np.diag([2.0, 2, 2, 1])
+    return Pair(volume(mri.data[::2, ::2, ::2], mri.affine @ step), pet)
+
+
+def real(shared, subject):
+    folder = shared / "data" / "bids" / f"sub-{subject}"
+    found = (next(folder.glob(f"{kind}/*.nii.gz")) for kind in ("anat", "pet"))
+    return Pair(*(read_volume(path) for path in found))
+
+
+class TestAccuracy:
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_a_misaligned_phantom_is_put_back_to_half_a_millimetre(self, phantom, seed):
+        away = misalignment(seed, phantom.centre)
+        found = rigid(moved(phantom.pet, away), phantom.mri, phantom.mask)
+        assert phantom.error(found, away) < 0.5
+        assert implausible(found) is None
+
+    @pytest.mark.shared
+    def test_misaligned_real_geometry_is_put_back_to_a_millimetre(self, brainweb):
+        errors = []
+        for seed in SEEDS:
+            away = misalignment(seed, brainweb.centre)
+            found = rigid(moved(brainweb.pet, away), brainweb.mri, brainweb.mask)
+            errors.append(brainweb.error(found, away))
+        # 19 of 20, and all of a few.
+        assert sum(error < 1 for error in errors) >= len(SEEDS) - len(SEEDS) // 20
+
+    @pytest.mark.shared
+    @pytest.mark.parametrize("subject", ["harvard", "spm", "juspace07"])
+    @pytest.mark.parametrize("seed", FEW)
+    def test_from_anywhere_the_same_place_is_found(self, shared, subject, seed):
+        pair = real(shared, subject)
+        own = rigid(pair.pet, pair.mri, pair.mask)
+        away = misalignment(seed, pair.centre)
+        found = rigid(moved(pair.pet, away), pair.mri, pair.mask)
+        undone = np.array(found.matrix) @ away
+        assert mean_displacement(undone, own.matrix, pair.mask, pair.mri.affine) < 1
+        assert pair.error(found, away) < 4  # of a published alignment, itself good to a few mm
+
+    def test_a_pet_on_an_oblique_grid_in_any_order_of_axes(self, phantom):
+        # The same places, sampled on a turned grid whose axes are swapped and flipped.
+        shape = (60, 75, 62)
+        turn = rotation((9, -14, 20))[:3, :3] @ np.diag([3.0, 3.0, 3.4])
+        affine = nib.affines.from_matvec(turn, phantom.centre - turn @ ((np.array(shape) - 1) / 2))
+        oblique = resample_to(phantom.pet, shape, affine)
+        flips = np.array([[2, -1], [0, 1], [1, -1]])
+        data = nib.orientations.apply_orientation(oblique, flips)
+        pet = volume(data, affine @ nib.orientations.inv_ornt_aff(flips, shape))
+        assert nib.aff2axcodes(pet.affine) != ("R", "A", "S")
+        away = misalignment(11, phantom.centre)
+        # `moved` would put it in RAS+ order; here ITK has to cope.
+        pet = replace(pet, affine=away @ pet.affine)
+        found = rigid(pet, phantom.mri, phantom.mask)
+        assert phantom.error(found, away) < 0.7
+
+    def test_left_handed_grids(self, phantom):
+        axis = 1
+
+        def flipped(image):
+            undo = np.eye(4)
+            undo[axis, axis], undo[axis, 3] = -1, image.data.shape[axis] - 1
+            return volume(np.flip(image.data, axis), image.affine @ undo)
+
+        mri, pet = flipped(phantom.mri), flipped(phantom.pet)
+        assert np.linalg.det(mri.affine) < 0
+        away = misalignment(5, phantom.centre)
+        pet = replace(pet, affine=away @ pet.affine)
+        found = rigid(pet, mri, np.flip(phantom.mask, 2 - axis))
+        assert phantom.error(found, away) < 0.5
+
+    def test_a_sheared_affine_is_gone_through_as_it_is(self, phantom):
+        shear = np.eye(4)
+        shear[0, 1] = 0.15
+        shape = (75, 80, 66)
+        affine = shear @ np.diag([2.7, 2.7, 2.7, 1])
+        affine[:3, 3] = phantom.centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+        away = misalignment(6, phantom.centre)
+        pet = volume(resample_to(phantom.pet, shape, affine), affine)
+        assert phantom.error(rigid(moved(pet, away), phantom.mri, phantom.mask), away) < 0.7
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            pytest.param(lambda d: d * 1e-4, id="other units"),
+            pytest.param(lambda d: d - 0.02 * d.max() * (d < 0.05 * d.max()), id="negative air"),
+            pytest.param(lambda d: np.where(d == d.max(), 1e3 * d, d), id="one hot voxel"),
+        ],
+    )
+    def test_whatever_the_scale_of_the_pet(self, phantom, change):
+        away = misalignment(7, phantom.centre)
+        pet = volume(change(phantom.pet.data), phantom.pet.affine)
+        assert phantom.error(rigid(moved(pet, away), phantom.mri, phantom.mask), away) < 0.5
+
+    def test_without_a_mask(self, phantom):
+        away = misalignment(8, phantom.centre)
+        assert phantom.error(rigid(moved(phantom.pet, away), phantom.mri), away) < 0.5
+
+    def test_headers_that_miss_each_other_start_from_the_centres(self, phantom):
+        away = rotation((5, -4, 6), phantom.centre, (400, -300, 900))
+        found = rigid(moved(phantom.pet, away), phantom.mri, phantom.mask)
+        assert found.start == "centres"
+        assert "0% of the head in its field of view" in found.notes[0]
+        assert (found.metric_before, found.overlap_before) == (0, 0)
+        assert phantom.error(found, away) < 0.5
+        assert implausible(found) is None
+        assert disagreement(moved(phantom.pet, away), phantom.mri, phantom.mask).verdict == (
+            "disagrees"
+        )
+
+
+class TestWhatComesOut:
+    away = rotation((4, -3, 5), (2, -11, 6), (6, -5, 3))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def found(cls, phantom):
+        return rigid(moved(phantom.pet, cls.away), phantom.mri, phantom.mask)
+
+    def test_the_matrix_takes_the_pet_to_the_mri_and_is_rigid(self, found):
+        matrix = np.array(found.matrix)
+        np.testing.assert_allclose(matrix @ self.away, np.eye(4), atol=0.4)
+        np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(matrix[:3, :3]) == pytest.approx(1)
+
+    def test_figures_are_those_of_the_matrix(self, phantom, found):
+        matrix = np.array(found.matrix)
+        shift = matrix[:3, :3] @ phantom.centre + matrix[:3, 3] - phantom.centre
+        np.testing.assert_allclose(found.translation_mm, shift, atol=1e-9)
+        assert found.distance_mm == pytest.approx(np.linalg.norm(shift))
+        turn = Rotation.from_matrix(matrix[:3, :3])
+        np.testing.assert_allclose(found.rotations_deg, turn.as_rotvec(degrees=True), atol=1e-9)
+        assert found.rotation_deg == pytest.approx(np.rad2deg(turn.magnitude()))
+        np.testing.assert_allclose(found.rotations_deg, (-4, 3, -5), atol=0.7)
+        assert found.displacement_mm == found.from_start_mm
+        assert found.displacement_mm == pytest.approx(
+            mean_displacement(matrix, np.eye(4), phantom.mask, phantom.mri.affine)
+        )
+
+    def test_more_is_shared_and_it_is_found_again(self, found):
+        assert found.metric_after > found.metric_before + 0.1
+        assert found.restart_mm < 1
+        assert found.overlap == 1
+        assert found.settled
+        assert [level.spacing_mm for level in found.levels] == [8, 4, 2]
+        assert all(0 < level.iterations < 200 for level in found.levels)
+
+    def test_it_is_json(self, found):
+        assert json.loads(json.dumps(asdict(found)))["matrix"] == [list(r) for r in found.matrix]
+
+    def test_the_same_bits_in_any_thread_whatever_itk_is_set_to(self, phantom, found):
+        import SimpleITK
+
+        pet = moved(phantom.pet, self.away)
+        was = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
+        try:
+            SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(3)
+            with ThreadPoolExecutor(3) as pool:
+                again = list(pool.map(lambda _: rigid(pet, phantom.mri, phantom.mask), range(3)))
+            assert SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads() == 3
+        finally:
+            SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(was)
+        assert again == [found] * 3
+
+    def test_fusionflow_is_imported_without_simpleitk(self):
+        code = (
+            "import sys, fusionflow, fusionflow.registration_quality; "
+            "print('SimpleITK' in sys.modules)"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        assert found.stdout.split() == [b"False"]
+
+
+class TestRefusal:
+    def test_a_mask_of_another_grid(self, phantom):
+        with pytest.raises(ConfigurationError, match=r"\(z, y, x\)"):
+            rigid(phantom.pet, phantom.mri, phantom.mask[:-1])
+
+    def test_an_empty_mask(self, phantom):
+        with pytest.raises(ConfigurationError, match="empty"):
+            rigid(phantom.pet, phantom.mri, np.zeros_like(phantom.mask))
+
+    @pytest.mark.parametrize("value", [0, -5])
+    def test_a_pet_without_uptake(self, phantom, value):
+        flat = volume(np.full((20, 20, 20), value), np.diag([9.0, 9, 9, 1]))
+        with pytest.raises(ImageError, match="The PET holds no contrast"):
+            rigid(flat, phantom.mri, phantom.mask)
+
+
+class TestDisagreement:
+    def test_an_aligned_phantom_is_left(self, phantom):
+        images = phantom.pet.data, phantom.mri.data, phantom.mask
+        before = [image.copy() for image in images]
+        found = disagreement(phantom.pet, phantom.mri, phantom.mask)
+        for image, was in zip(images, before, strict=True):
+            np.testing.assert_array_equal(image, was)
+        assert found.verdict == "agrees"
+        assert found.registration.displacement_mm < 0.6
+        assert found.reason.startswith("by registration they are 0.")
+
+    @pytest.mark.shared
+    @pytest.mark.parametrize(
+        "subject", ["brainweb", "harvard", "spm", *(f"juspace0{n}" for n in range(1, 9))]
+    )
+    def test_real_pairs_that_are_aligned_are_left(self, shared, subject):
+        pair = real(shared, subject)
+        assert disagreement(pair.pet, pair.mri, pair.mask).verdict == "agrees"
+
+    @pytest.mark.parametrize(
+        ("axis", "shift", "turn"), [(0, 4.3, 0), (2, -4.3, 0), (0, 0, 4.3), (1, 0, -4.3)]
+    )
+    def test_more_than_four_millimetres_or_degrees_are_not(self, phantom, axis, shift, turn):
+        along = np.eye(3)[axis]
+        away = rotation(turn * along, phantom.centre, shift * along)
+        found = disagreement(moved(phantom.pet, away), phantom.mri, phantom.mask)
+        assert found.verdict == "disagrees"
+        assert phantom.error(found.registration, away) < 0.5
+
+    def test_two_are(self, phantom):
+        away = rotation((0, 2, 0), phantom.centre, (0, 0, 2))
+        found = disagreement(moved(phantom.pet, away), phantom.mri, phantom.mask)
+        assert found.verdict == "agrees"
+
+    @pytest.mark.shared
+    @pytest.mark.parametrize("subject", ["spm", "harvard", "juspace02"])
+    def test_real_pairs_that_are_off_are_not_left(self, shared, subject):
+        pair = real(shared, subject)
+        away = rotation((5, -6, 4), pair.centre, (8, 6, -7))
+        found = disagreement(moved(pair.pet, away), pair.mri, pair.mask)
+        assert found.verdict == "disagrees"
+        assert pair.error(found.registration, away) < 4
+
+    def test_noise_does_not_move_anything(self, phantom):
+        noise = np.random.default_rng(0).random(phantom.pet.data.shape)
+        found = disagreement(volume(noise, phantom.pet.affine), phantom.mri, phantom.mask)
+        assert found.verdict != "disagrees"
+
+    def test_a_pet_that_is_no_head_does_not_move(self, phantom):
+        data = np.random.default_rng(0).random((3, 3, 3))
+        found = disagreement(volume(data, np.eye(4)), phantom.mri, phantom.mask)
+        assert found.verdict == "implausible"
+
+    def test_where_itk_gives_up_it_says_why_in_the_same_words_each_time(self):
+        noise = np.random.default_rng(0).random((12, 12, 12), dtype=np.float32)
+        affine = np.diag([2.0, 2, 2, 1])
+        images = resolutions(affine, noise, affine, noise, np.ones(noise.shape, bool))
+        start = rotation((0, 0, 0), shift=(500, 0, 0))
+        found, levels, settled = climb(images, start, np.full(3, 11.0))
+        assert not settled
+        np.testing.assert_array_equal(found, start)
+        # ITK adds the address of an object, which differs from run to run.
+        assert levels[-1].stop == "failed: All samples map outside moving image buffer"
+
+    def test_half_a_head_is_not_enough(self, phantom):
+        part = phantom.pet.data[:, :, :28]
+        away = rotation((0, 0, 6), phantom.centre, (8, 0, 0))
+        pet = moved(volume(part, phantom.pet.affine), away)
+        found = disagreement(pet, phantom.mri, phantom.mask)
+        assert found.verdict == "implausible"
+        assert "of the head in the PET" in found.reason
+
+
+class TestImplausible:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def good(cls, phantom):
+        return rigid(phantom.pet, phantom.mri, phantom.mask)
+
+    def test_a_good_one_is_not(self, good):
+        assert implausible(good) is None
+
+    @pytest.mark.parametrize(
+        ("change", "because"),
+        [
+            ({"settled": False}, "did not settle"),
+            ({"from_start_mm": 41.0}, "moves the head by 41 mm, more than 40 mm"),
+            ({"rotation_deg": 31.0}, "turns the head by 31 degrees, more than 30"),
+            ({"overlap": 0.59}, "leaves 59% of the head in the PET, less than 60%"),
+            ({"metric_after": 0.04, "metric_before": 0.0}, r"share 0\.040 nats"),
+            ({"metric_after": 0.5, "metric_before": 0.6}, r"less than before \(0\.500, 0\.600\)"),
+            ({"restart_mm": 5.1}, r"from another start it ends 5\.1 mm away"),
+        ],
+    )
+    def test_each_rule(self, good, change, because):
+        assert re.search(because, implausible(replace(good, **change)))
+
+    def test_a_header_that_missed_the_head_is_not_held_against_it(self, good):
+        found = replace(good, start="centres", metric_before=0.9, displacement_mm=800.0)
+        assert implausible(found) is None
+
+
+class TestMoved:
+    @given(
+        angles=st.tuples(*[st.floats(-180, 180)] * 3),
+        shift=st.tuples(*[st.floats(-50, 50)] * 3),
+    )
+    @settings(max_examples=50)
+    def test_every_voxel_goes_where_the_matrix_takes_it(self, angles, shift):
+        data = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+        affine = rotation((3, 20, -7)) @ np.diag([2.0, 1.5, 3.0, 1])
+        matrix = rotation(angles, shift=shift)
+        was = volume(data, affine)
+        found = moved(was, matrix)
+        index = np.moveaxis(np.indices(found.data.shape), 0, -1).reshape(-1, 3)
+        back = np.linalg.inv(matrix @ affine) @ found.affine
+        there = nib.affines.apply_affine(back, index)
+        np.testing.assert_allclose(there, np.rint(there), atol=1e-9)
+        there = np.rint(there).astype(int)
+        np.testing.assert_array_equal(data[tuple(there.T)], found.data.ravel())
+        assert nib.aff2axcodes(found.affine) == ("R", "A", "S")
+        assert found.data.flags.f_contiguous
+        # The file's layout, read again with its corrected header, is the same volume.
+        np.testing.assert_allclose(found.orientation.ras_affine, found.affine, atol=1e-9)
+        assert found.orientation.ras_shape == found.data.shape
+
+    def test_a_small_turn_leaves_the_voxels_as_they_are(self, phantom):
+        found = moved(phantom.pet, rotation((5, 4, 3)))
+        assert found.data is phantom.pet.data
+
+    def test_the_registered_pet_lies_on_the_mri(self, phantom):
+        away = rotation((6, -5, 4), phantom.centre, (9, -7, 5))
+        off = moved(phantom.pet, away)
+        back = moved(off, rigid(off, phantom.mri, phantom.mask).matrix)
+        shape, affine = phantom.mri.data.shape, phantom.mri.affine
+        truth, was, found = (resample_to(v, shape, affine) for v in (phantom.pet, off, back))
+        assert np.abs(found - truth).mean() < 0.1 * np.abs(was - truth).mean()
+
+
+class TestMeanDisplacement:
+    mask = np.ones((5, 6, 7), np.uint8)
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+
+    def test_of_a_shift_it_is_its_length(self):
+        shift = rotation((0, 0, 0), shift=(3, 4, 12))
+        assert mean_displacement(shift, np.eye(4), self.mask, self.affine) == pytest.approx(13)
+
+    @given(*[st.tuples(*[st.floats(-30, 30)] * 6)] * 2)
+    @settings(max_examples=30)
+    def test_voxel_by_voxel_and_either_way_round(self, one, other):
+        a, b = (rotation(v[:3], shift=v[3:]) for v in (one, other))
+        mask = (np.indices(self.mask.shape).sum(axis=0) % 3 == 0).astype(np.uint8)
+        places = nib.affines.apply_affine(self.affine, np.argwhere(mask.T))
+        apart = [nib.affines.apply_affine(np.linalg.inv(m), places) for m in (a, b)]
+        expected = np.linalg.norm(apart[0] - apart[1], axis=1).mean()
+        assert mean_displacement(a, b, mask, self.affine) == pytest.approx(expected, abs=1e-9)
+        assert mean_displacement(b, a, mask, self.affine) == pytest.approx(expected, abs=1e-9)
+
+
+class TestContours:
+    red, green = (255, 96, 64), (64, 224, 96)
+
+    def outlines(self, picture):
+        pixels = np.asarray(picture)
+        return [(pixels == ink).all(axis=-1) for ink in (self.red, self.green)]
+
+    def test_two_rows_of_three_planes(self, phantom):
+        picture = contours(phantom.pet, phantom.mri, np.eye(4), phantom.mask, height=120)
+        assert picture.mode == "RGB"
+        before, after = self.outlines(picture)
+        half = picture.height // 2
+        assert picture.height == 2 * (120 + 8)
+        assert before[:half].any()
+        assert not before[half:].any()
+        np.testing.assert_array_equal(before[:half], after[half:])
+
+    def test_lines_go_with_the_pet(self, phantom):
+        # 12 mm up: to the top in coronal and sagittal planes, by as many pixels as that is.
+        up = rotation((0, 0, 0), shift=(0, 0, 12))
+        before, after = self.outlines(contours(phantom.pet, phantom.mri, up, phantom.mask))
+        half = len(before) // 2
+        scale = 260 / (phantom.mri.data.shape[1] * phantom.mri.affine[1, 1])
+        axial = round(phantom.mri.data.shape[0] * phantom.mri.affine[0, 0] * scale) + 8
+        tops = [np.nonzero(lines[:, axial:])[0].min() for lines in (before[:half], after[half:])]
+        assert tops[0] - tops[1] == pytest.approx(12 * scale, abs=2)
