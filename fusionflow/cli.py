@@ -227,11 +227,7 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
             f"{len(report.removed)} are no longer in the input and were kept "
             "(`fusionflow prune --removed` removes them)"
         )
-    flagged = [
-        record.label
-        for record in report.fused
-        if record.conformed.get("Alignment", {}).get("flagged")
-    ]
+    flagged = [record.label for record in report.fused if record.is_flagged]
     if flagged:
         some = ", ".join(flagged[:5]) + (", ..." if len(flagged) > 5 else "")
         click.secho(f"{len(flagged)} to LOOK AT, for their alignment is in doubt: {some}", fg="red")

@@ -49,7 +49,7 @@ def show_standings(standings: Iterable[Standing], *, as_json: bool, verbose: boo
         made = ""
         if item.record is not None:
             made = f"{item.record.method['name']}  {item.record.created}"
-            if item.record.conformed.get("Alignment", {}).get("flagged"):
+            if item.record.is_flagged:
                 made += "  LOOK AT ITS ALIGNMENT"
         why = item.why if item.state != "new" else ""
         line = "  ".join(part for part in (f"{item.label:24} {item.state:11}", made, why) if part)

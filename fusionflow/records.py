@@ -259,6 +259,12 @@ class Published:
             raise ValueError("the version is no name of a folder")
         return cls(**values)
 
+    @property
+    def is_flagged(self) -> bool:
+        """Whether a person should look at the alignment."""
+        alignment = self.conformed.get("Alignment")
+        return isinstance(alignment, dict) and bool(alignment.get("flagged"))
+
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
         files = ("inputs", "outputs", "stored")
@@ -268,14 +274,15 @@ class Published:
 
 _PUBLISHED: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("label", "subject", "version", "request", "created", "run", "worker"), str),
-    **dict.fromkeys(("method", "metrics", "software", "timings"), dict),
+    **dict.fromkeys(("method", "metrics", "software", "timings", "conformed", "pet_info"), dict),
+    "facts": str,
     **dict.fromkeys(("session", "weights"), str | None),
     "seconds": int | float,
     "attempt": int,
 }
 _ATTEMPT: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("label", "reason", "kind", "request", "run", "worker"), str),
-    **dict.fromkeys(("state", "software", "started", "ended"), str),
+    **dict.fromkeys(("state", "software", "facts", "started", "ended"), str),
     "attempt": int,
 }
 
