@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from fusionflow.pictures import grey, mosaic, slices_to_show
+from fusionflow.pictures import mosaic, shown, slices_to_show
 
 
 def block_means(picture, rows, columns):
-    """Return the mean grey of each of rows x columns equal parts of a picture."""
+    """Return the mean shown of each of rows x columns equal parts of a picture."""
     levels = np.asarray(picture, float)
     parts = [np.array_split(row, columns, axis=1) for row in np.array_split(levels, rows)]
     return np.array([[part.mean() for part in row] for row in parts])
@@ -27,10 +27,10 @@ class TestGrey:
     def test_front_is_up_and_left_is_left(self, pixel, place):
         image = np.zeros((8, 8))
         image[pixel] = 1
-        shown = block_means(grey(image, height=80), 8, 8)
+        seen = block_means(shown(image, height=80), 8, 8)
         wanted = np.zeros((8, 8), bool)
         wanted[place] = True
-        assert_array_equal(shown > 127, wanted)
+        assert_array_equal(seen > 127, wanted)
 
     @pytest.mark.parametrize(
         ("shape", "pixel_size", "ratio"),
@@ -44,7 +44,7 @@ class TestGrey:
         ],
     )
     def test_millimetres_are_as_long_across_as_up(self, shape, pixel_size, ratio):
-        picture = grey(np.zeros(shape), pixel_size, height=300)
+        picture = shown(np.zeros(shape), pixel_size, height=300)
         assert picture.height == 300
         assert abs(picture.width - 300 * ratio) <= 0.5
 
@@ -52,18 +52,18 @@ class TestGrey:
         ("value", "level"), [(0, 0), (1, 255), (0.5, 128), (-3, 0), (7, 255), (0.2, 51)]
     )
     def test_0_is_black_and_1_white_and_beyond_is_cut(self, value, level):
-        assert_array_equal(np.asarray(grey(np.full((5, 6), value, np.float32))), level)
+        assert_array_equal(np.asarray(shown(np.full((5, 6), value, np.float32))), level)
 
     def test_is_an_8_bit_grey_picture(self):
-        assert grey(np.zeros((5, 6))).mode == "L"
+        assert shown(np.zeros((5, 6))).mode == "L"
 
     def test_a_line_of_voxels_is_still_a_picture(self):
-        assert grey(np.zeros((500, 1)), height=20).size == (1, 20)
+        assert shown(np.zeros((500, 1)), height=20).size == (1, 20)
 
     def test_does_not_change_the_image(self):
         image = np.linspace(-1, 2, 30).reshape(5, 6)
         before = image.copy()
-        grey(image)
+        shown(image)
         assert_array_equal(image, before)
 
 
@@ -116,11 +116,11 @@ class TestMosaic:
         return [(y - 10, x - columns // 2 + 15) for y, x in hits], (rows, columns)
 
     def test_is_a_row_a_volume_and_a_column_a_slice(self, volumes):
-        canvas = mosaic(volumes, self.SLICES, "sub-01", (3.0, 1.0, 1.0))
+        canvas = mosaic(volumes, self.SLICES, "sub-01", (3.0, 1.0, 1.0)).convert("L")
         places = []
         for name in self.ROWS:
             for z in self.SLICES:
-                found, (rows, columns) = self.place(canvas, grey(volumes[name][z]))
+                found, (rows, columns) = self.place(canvas, shown(volumes[name][z]))
                 assert len(found) == 1, (name, z)
                 places.append(found[0])
                 assert found[0][0] + rows <= canvas.height
@@ -132,8 +132,8 @@ class TestMosaic:
         assert (np.diff(grid[..., 1], axis=1) >= columns).all()
 
     def test_left_and_right_are_marked_on_the_first_slice(self, volumes):
-        canvas = np.asarray(mosaic(volumes, self.SLICES, "sub-01"))
-        tile = grey(volumes["mri"][2])
+        canvas = np.asarray(mosaic(volumes, self.SLICES, "sub-01").convert("L"))
+        tile = shown(volumes["mri"][2])
         ((top, left),), (rows, columns) = self.place(canvas, tile)
         changed = canvas[top : top + rows, left : left + columns] != np.asarray(tile)
         where = np.flatnonzero(changed.any(axis=0))
@@ -141,7 +141,7 @@ class TestMosaic:
         assert where.max() > columns - 10
         assert not changed[:, 20:-20].any()
         second = canvas[top : top + rows, left + columns :]
-        other = grey(volumes["mri"][5])
+        other = shown(volumes["mri"][5])
         ((_, next_left),), _ = self.place(canvas, other)
         assert_array_equal(second[:, next_left - left - columns :][:, :columns], np.asarray(other))
 
@@ -162,6 +162,6 @@ class TestMosaic:
     def test_voxels_that_are_not_cubes_keep_their_proportions(self, volumes):
         wide = mosaic(volumes, self.SLICES, "", (1.0, 1.0, 2.0))
         cube = mosaic(volumes, self.SLICES, "", (1.0, 1.0, 1.0))
-        tile = grey(volumes["mri"][2]).width
+        tile = shown(volumes["mri"][2]).width
         assert wide.height == cube.height
         assert wide.width - cube.width == pytest.approx(3 * tile, abs=3)

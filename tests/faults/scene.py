@@ -30,6 +30,8 @@ SEED = 20260731
 #: Seconds for a process to go.
 GONE = 30.0
 
+#: What `config("dwt-max")` says, as options of the command.
+DWT_MAX = ("--method", "dwt-max", "--registration", "header")
 INJECTION = Path(__file__).with_name("injection.py")
 
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from runs import config
-from scene import SEED, Command, assert_recovered, fused_arrays
+from scene import DWT_MAX, SEED, Command, assert_recovered, fused_arrays
 
 from fusionflow.events import EXIT_DONE
 from fusionflow.ledger import OutputPaths, read_attempt
@@ -50,7 +50,7 @@ def published(out):
 
 def test_twenty_kills_of_the_client_change_no_bit(forty, orders, table, tmp_path):
     out, whole = tmp_path / "out", tmp_path / "whole"
-    words = ("--method", "dwt-max", "--n-workers", 1)
+    words = (*DWT_MAX, "--n-workers", 1)
     undisturbed = Command(tmp_path / "log", "run", forty, whole, *words)
     seen = []
     while undisturbed.process.is_alive():

@@ -13,6 +13,7 @@ import pytest
 from injection import Order
 from runs import LABELS, config
 from scene import (
+    DWT_MAX,
     SEED,
     Command,
     Dask,
@@ -80,7 +81,7 @@ def test_the_scheduler_is_killed(bids, book, dask_cli, undisturbed, table, tmp_p
     expected, out, log = undisturbed(), tmp_path / "out", tmp_path / "log"
     book.write(Order("kill another", "commit", VICTIM, when="end",
                      arguments={"pid": dask_cli.scheduler.pid}))  # fmt: skip
-    command = Command(log, "run", bids, out, "--method", "dwt-max", "--cluster", dask_cli.address)
+    command = Command(log, "run", bids, out, *DWT_MAX, "--cluster", dask_cli.address)
     assert command.end(120) == EXIT_NOTHING_RAN
     (strike,) = book.strikes
     assert dask_cli.scheduler.wait(10) == -signal.SIGKILL
@@ -105,7 +106,7 @@ def test_the_client_is_killed_with_a_cluster_of_its_own(
     """Its workers end with it, and another run goes on."""
     expected, out = undisturbed(), tmp_path / "out"
     lock = out / "run.lock"
-    command = Command(tmp_path / "log", "run", bids, out, "--method", "dwt-max")
+    command = Command(tmp_path / "log", "run", bids, out, *DWT_MAX)
     while not lock.exists():
         assert command.process.is_alive(), command.output
         command.process.join(0.05)
@@ -135,9 +136,7 @@ def test_the_client_is_killed_and_its_tasks_live_on(
               arguments={"lock": str(out / "run.lock"),
                          "attempt": str(out / "scans" / VICTIM / "attempt.json")})
     )  # fmt: skip
-    command = Command(
-        tmp_path / "log", "run", bids, out, "--method", "dwt-max", "--cluster", dask_cli.address
-    )
+    command = Command(tmp_path / "log", "run", bids, out, *DWT_MAX, "--cluster", dask_cli.address)
     assert command.end(120) == -signal.SIGKILL
     (strike,) = book.strikes
     told = run(bids, out, on(dask_cli.address))
@@ -155,7 +154,7 @@ def test_two_runs_at_once(bids, cluster, undisturbed, table, tmp_path):
         if isinstance(event, Started):
             holder = json.loads((out / "run.lock").read_text())
             program = Path(sys.executable).with_name("fusionflow")
-            words = [program, "run", bids, out, "--method", "dwt-max"]
+            words = [program, "run", bids, out, *DWT_MAX]
             second.append(holder)
             second.append(
                 subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
@@ -177,7 +176,7 @@ def test_the_client_is_stopped_at_any_moment(number, bids, cluster, undisturbed,
     """What was published stays, the rest is undone, and the last run finishes what is left."""
     expected, out = undisturbed(), tmp_path / "out"
     rng = np.random.default_rng([SEED, number])
-    words = ("run", bids, out, "--method", "dwt-max", "--n-workers", 1)
+    words = ("run", bids, out, *DWT_MAX, "--n-workers", 1)
     assert Command(tmp_path / "first", "--version").end(60) == EXIT_DONE  # all is imported now
     began = time.monotonic()
     whole = Command(tmp_path / "whole", *words[:2], tmp_path / "whole-out", *words[3:])
