@@ -13,7 +13,7 @@ from fusionflow import __version__
 from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, FusionflowError, StoreError
 from fusionflow.io.files import file_sha256, fingerprint
-from fusionflow.io.scans import Discovery, Scan
+from fusionflow.io.scans import UNREADABLE, Discovery, Scan
 from fusionflow.ledger import OutputPaths, read_attempt, read_published, scan_labels
 from fusionflow.records import Attempt, Published, Stamp
 from fusionflow.weights import Weights
@@ -217,8 +217,10 @@ def removed_labels(paths: OutputPaths, found: Discovery) -> tuple[str, ...]:
     """Return the labels of published scans that a whole input no longer has.
 
     Where a subject's folder cannot be listed nobody can say which sessions it has: they are not
-    removed.
+    removed. Nor is anything while a manifest has a row whose label cannot be read.
     """
+    if any(item.label.startswith(UNREADABLE) for item in found.excluded):
+        return ()  # a row of a manifest whose label is a typo may be any of them
     held = {scan.label for scan in found.scans}
     held |= {item.label for item in found.excluded if item.broken}
     unlisted = {item.label for item in found.excluded if item.broken}

@@ -336,6 +336,10 @@ class TestRemoved:
         found = Discovery(source, (scan,), (Excluded("sub-02", "cannot be listed", broken=True),))
         assert removed_labels(cohort, found) == ("sub-021",)
 
+    def test_is_nothing_while_a_row_of_a_manifest_cannot_be_read(self, cohort, scan, source):
+        found = Discovery(source, (scan,), (Excluded("line-3", "'B_x' is no label", True),))
+        assert removed_labels(cohort, found) == ()
+
     def test_is_nothing_without_an_output(self, tmp_path, source):
         assert removed_labels(OutputPaths(tmp_path / "none"), Discovery(source, (), ())) == ()
 

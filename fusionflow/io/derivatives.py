@@ -202,7 +202,7 @@ def sidecar_content(
     """
     content: dict[str, Any] = {
         "Description": (
-            "Fusion of T1w MRI and PET on the grid of the T1w image. "
+            f"Fusion of T1w MRI and PET on the grid of {conformed.get('Space') or 'the T1w image'}. "
             "Not quantitative PET; for research use."
         ),
         "Units": "arbitrary",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fusionflow.errors import ConfigurationError
 from fusionflow.io.bids_names import LABEL, natural, some
-from fusionflow.io.scans import Discovery, Excluded, Scan, place_label
+from fusionflow.io.scans import UNREADABLE, Discovery, Excluded, Scan, place_label
 from fusionflow.io.sidecars import read_json_object, read_table
 from fusionflow.pet_info import pet_info
 from fusionflow.untrusted import printable
@@ -88,7 +88,7 @@ def _scan(path: Path, number: int, row: Mapping[str, str]) -> Scan | Excluded:
     where = f"line {number} of {path}"
     for label in (subject, session):
         if label is not None and not re.fullmatch(LABEL, label):
-            name = f"line-{number}"
+            name = f"{UNREADABLE}{number}"
             reason = f"{where}: {label!r} is no label; write letters, digits and + only"
             return Excluded(name, printable(reason), broken=True)
     label = place_label(subject, session)

@@ -8,6 +8,8 @@ from pathlib import Path
 from fusionflow.io.files import fingerprint
 from fusionflow.pet_info import PetInfo
 
+#: How the label of a row begins whose own cannot be read.
+UNREADABLE = "line-"
 _NOTHING_KNOWN = PetInfo()
 
 
