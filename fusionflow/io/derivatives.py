@@ -202,7 +202,8 @@ def sidecar_content(
     """
     content: dict[str, Any] = {
         "Description": (
-            f"Fusion of T1w MRI and PET on the grid of {conformed.get('Space') or 'the T1w image'}. "
+            "Fusion of T1w MRI and PET on the grid of "
+            f"{conformed.get('Space') or 'the T1w image'}. "
             "Not quantitative PET; for research use."
         ),
         "Units": "arbitrary",
