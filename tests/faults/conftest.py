@@ -118,7 +118,7 @@ def orders(namespace, tmp_path_factory):
     ):
         patch.setenv(VARIABLE, str(book.folder))
         patch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", repr(preload))
-        patch.setenv("PYTHONPATH", str(HERE))
+        patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
         # Least that Dask allows is 10 heartbeats, 5 s; a worker that loads torch may be busy so
         # long on a machine that has other work.
         patch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "10s")

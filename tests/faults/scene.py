@@ -17,8 +17,10 @@ from typing import Any
 import distributed
 import numpy as np
 import psutil
+from runs import config
 
 import fusionflow as ff
+from fusionflow.config import ClusterOptions
 from fusionflow.events import Failed, Fused
 from fusionflow.io.bids import discover
 from fusionflow.io.files import UNFINISHED
@@ -30,9 +32,15 @@ SEED = 20260731
 #: Seconds for a process to go.
 GONE = 30.0
 
-#: What `config("dwt-max")` says, as options of the command.
+#: A way without a network, as options of the command; `dwt_max` is the same as a configuration.
 DWT_MAX = ("--method", "dwt-max", "--registration", "header")
 INJECTION = Path(__file__).with_name("injection.py")
+
+
+def dwt_max(**cluster) -> ff.RunConfig:
+    """Return what `DWT_MAX` says: what names the weights is written down even if none are read."""
+    how = config("dwt-max", weights="auto")
+    return how.model_copy(update={"cluster": ClusterOptions(**cluster)})
 
 
 @dataclass

@@ -7,8 +7,7 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
-from runs import config
-from scene import DWT_MAX, SEED, Command, assert_recovered, fused_arrays
+from scene import DWT_MAX, SEED, Command, assert_recovered, dwt_max, fused_arrays
 
 from fusionflow.events import EXIT_DONE
 from fusionflow.ledger import OutputPaths, read_attempt
@@ -86,7 +85,7 @@ def test_twenty_kills_of_the_client_change_no_bit(forty, orders, table, tmp_path
     last = Command(tmp_path / "log-last", "run", forty, out, *words)
     assert last.end(120) == EXIT_DONE
     seconds = time.time() - killed
-    finding = assert_recovered(out, expected, bids=forty, how=config("dwt-max"), gone=workers)
+    finding = assert_recovered(out, expected, bids=forty, how=dwt_max(), gone=workers)
     table.add(
         f"SIGKILL of the client at {KILLS} random moments of {SCANS} scans, resumed each time",
         finding, [seconds], runs=KILLS + 1,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from injection import Order
-from runs import LABELS, config
+from runs import LABELS
 from scene import (
     DWT_MAX,
     SEED,
@@ -19,11 +19,11 @@ from scene import (
     Dask,
     assert_no_orphans,
     assert_recovered,
+    dwt_max,
     run,
 )
 
 import fusionflow as ff
-from fusionflow.config import ClusterOptions
 from fusionflow.errors import ClusterError
 from fusionflow.events import EXIT_DONE, EXIT_INTERRUPTED, EXIT_LOCKED, EXIT_NOTHING_RAN, Started
 
@@ -43,14 +43,9 @@ def dask_cli(book, tmp_path):
     cluster.stop()
 
 
-def on(address):
-    how = config("dwt-max")
-    return how.model_copy(update={"cluster": ClusterOptions(address=address)})
-
-
 def test_a_nanny_is_killed(bids, book, dask_cli, undisturbed, table, tmp_path):
     """Its worker goes with it; the other one does the work."""
-    expected, how = undisturbed(), on(dask_cli.address)
+    expected, how = undisturbed(), dwt_max(address=dask_cli.address)
     before = dask_cli.processes()
     book.write(Order("kill nanny", "fuse", VICTIM))
     told = run(bids, tmp_path / "out", how)
@@ -65,7 +60,7 @@ def test_a_nanny_is_killed(bids, book, dask_cli, undisturbed, table, tmp_path):
 
 def test_a_worker_freezes(bids, book, dask_cli, undisturbed, table, tmp_path):
     """The scheduler waits for as long as its ``worker-ttl`` says and has it restarted."""
-    expected, how = undisturbed(), on(dask_cli.address)
+    expected, how = undisturbed(), dwt_max(address=dask_cli.address)
     book.write(Order("freeze", "fuse", VICTIM))
     told = run(bids, tmp_path / "out", how)
     (strike,) = book.strikes
@@ -89,12 +84,12 @@ def test_the_scheduler_is_killed(bids, book, dask_cli, undisturbed, table, tmp_p
     assert "Traceback" not in command.output
     book.clear()
     with pytest.raises(ClusterError, match="No Dask scheduler answers"):
-        run(bids, out, on("tcp://127.0.0.1:1"))
+        run(bids, out, dwt_max(address="tcp://127.0.0.1:1"))
     other = Dask(tmp_path / "other")
     try:
-        told = run(bids, out, on(other.address))
+        told = run(bids, out, dwt_max(address=other.address))
         assert VICTIM in told.times
-        finding = assert_recovered(out, expected, bids=bids, how=on(other.address))
+        finding = assert_recovered(out, expected, bids=bids, how=dwt_max(address=other.address))
     finally:
         other.stop()
     table.add("SIGKILL of the scheduler, resumed", finding, [told.times[VICTIM] - strike["time"]])
@@ -119,9 +114,9 @@ def test_the_client_is_killed_with_a_cluster_of_its_own(
     (strike,) = book.strikes
     assert strike["pid"] in {process.pid for process in workers}
     assert lock.exists()
-    told = run(bids, out, config("dwt-max"), client=cluster)
+    told = run(bids, out, dwt_max(), client=cluster)
     assert VICTIM in told.times
-    finding = assert_recovered(out, expected, bids=bids, how=config("dwt-max"), gone=workers)
+    finding = assert_recovered(out, expected, bids=bids, how=dwt_max(), gone=workers)
     table.add("SIGKILL of the client, resumed", finding, [told.times[VICTIM] - strike["time"]])
 
 
@@ -139,9 +134,9 @@ def test_the_client_is_killed_and_its_tasks_live_on(
     command = Command(tmp_path / "log", "run", bids, out, *DWT_MAX, "--cluster", dask_cli.address)
     assert command.end(120) == -signal.SIGKILL
     (strike,) = book.strikes
-    told = run(bids, out, on(dask_cli.address))
+    told = run(bids, out, dwt_max(address=dask_cli.address))
     assert VICTIM in told.times
-    finding = assert_recovered(out, expected, bids=bids, how=on(dask_cli.address))
+    finding = assert_recovered(out, expected, bids=bids, how=dwt_max(address=dask_cli.address))
     seconds = told.times[VICTIM] - strike["time"]
     table.add("SIGKILL of the client, its tasks live on, resumed", finding, [seconds])
 
@@ -160,14 +155,14 @@ def test_two_runs_at_once(bids, cluster, undisturbed, table, tmp_path):
                 subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
             )
 
-    report = ff.run(bids, out, config("dwt-max"), client=cluster, on_event=meanwhile)
+    report = ff.run(bids, out, dwt_max(), client=cluster, on_event=meanwhile)
     holder, ended = second
     assert ended.returncode == EXIT_LOCKED
     assert holder["pid"] == os.getpid()
     assert f"process {os.getpid()}, since {holder['since']}" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(report.fused) == 4
-    finding = assert_recovered(out, expected, bids=bids, how=config("dwt-max"))
+    finding = assert_recovered(out, expected, bids=bids, how=dwt_max())
     table.add("two runs at once on one output", finding, [time.time() - began], runs=2)
 
 
@@ -198,7 +193,7 @@ def test_the_client_is_stopped_at_any_moment(number, bids, cluster, undisturbed,
         assert not (out / "run.lock").exists()
     assert codes.count(EXIT_INTERRUPTED) >= TIMES - 1
     assert set(codes) <= {EXIT_INTERRUPTED, EXIT_DONE}
-    told = run(bids, out, config("dwt-max"), client=cluster)
-    finding = assert_recovered(out, expected, bids=bids, how=config("dwt-max"))
+    told = run(bids, out, dwt_max(), client=cluster)
+    finding = assert_recovered(out, expected, bids=bids, how=dwt_max())
     table.add(f"{number.name} of the client at random moments, resumed", finding,
               [told.ended - stopped], runs=TIMES)  # fmt: skip
