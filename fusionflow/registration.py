@@ -112,7 +112,7 @@ def rigid(pet: Volume, mri: Volume, mask: Mask | None = None) -> Registration:
     pet, mri : Volume
         Of one subject, with any voxel sizes, obliqueness and handedness. Neither is changed.
     mask : ndarray, (z, y, x) uint8, optional
-        1 within the head on the MRI's grid, as `fusionflow.conform.head_mask` makes it; by default
+        1 within the head on the MRI's grid, as `fusionflow.masks.head_mask` makes it; by default
         all of the frame counts.
 
     Returns
@@ -240,7 +240,7 @@ def _head(mri: Volume, mask: Mask | None) -> npt.NDArray[np.bool_]:
     if mask.shape != mri.data.shape[::-1]:
         raise ConfigurationError(
             f"A mask of shape {mask.shape} is not on the MRI's grid, {mri.data.shape[::-1]}",
-            "Give it as (z, y, x), as `fusionflow.conform.head_mask` makes it",
+            "Give it as (z, y, x), as `fusionflow.masks.head_mask` makes it",
         )
     if not mask.any():
         raise ConfigurationError("The head mask is empty", "Make it with another threshold")

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from fusionflow.conform import head_mask, resample_to
 from fusionflow.errors import ConfigurationError, ImageError
 from fusionflow.io.nifti import Orientation, Volume, read_volume
+from fusionflow.masks import head_mask
 from fusionflow.phantom import make_phantom
 from fusionflow.registration import mean_displacement, moved, rigid
 from fusionflow.registration_itk import climb, resolutions
 from fusionflow.registration_quality import contours, disagreement, implausible
+from fusionflow.resample import resample_to
 
 #: All seeds of the acceptance test; a few of them by default.
 SEEDS = range(int(os.environ.get("FUSIONFLOW_REGISTRATIONS", "3")))

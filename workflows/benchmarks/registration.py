@@ -21,8 +21,8 @@ from nibabel.orientations import aff2axcodes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from fusionflow.conform import head_mask
 from fusionflow.io.nifti import Orientation, Volume, read_volume
+from fusionflow.masks import head_mask
 from fusionflow.phantom import make_phantom
 from fusionflow.registration import mean_displacement, moved
 from fusionflow.registration_quality import contours, disagreement, implausible
