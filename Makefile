@@ -23,7 +23,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m faults tests/faults
+	$(BIN)/python -m pytest -m faults tests/faults tests/test_watch.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

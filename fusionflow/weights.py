@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +285,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:
                 state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
                 normalisation = Normalisation.from_metadata(stream.metadata())
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # What a broken file left behind is checked with the next one, which torch warns of.
+                warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+                state = torch.load(path, map_location="cpu", weights_only=True)
             normalisation = Normalisation()
     except (SafetensorError, RuntimeError, ValueError, OSError, EOFError) as error:
         raise WeightsError(f"Cannot read the weights {path}: {one_line(error)}") from error

@@ -46,10 +46,10 @@ def pytest_runtest_makereport(item, call):
 def pytest_sessionfinish(session):
     """Write the table if every test of a fault ran and passed, and only then."""
     config = session.config
-    ran = {item.nodeid for item in session.items if HERE in item.path.parents}
-    files = {item.path for item in session.items}
+    items = [item for item in session.items if HERE in item.path.parents]
+    ran, files = {item.nodeid for item in items}, {item.path for item in items}
     whole = not config.option.keyword and not any("::" in word for word in config.args)
-    if not whole or not ran or ran != config.stash[_passed] or config.option.collectonly:
+    if not whole or not ran or ran - config.stash[_passed] or config.option.collectonly:
         return
     if files == set(HERE.glob("test_*.py")):
         cores = len(os.sched_getaffinity(0))
