@@ -11,7 +11,7 @@ DEMO ?= demo
 help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
-	@echo "make faults  kill, freeze, fill up and damage what runs need; write workflows/faults.md"
+	@echo "make faults  the slow tests of all that goes wrong; writes workflows/faults.md"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  put the code in house style"
 	@echo "make clean   remove .venv and $(DEMO)"
@@ -23,7 +23,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m faults tests/faults tests/test_watch.py
+	$(BIN)/python -m pytest -m faults tests
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

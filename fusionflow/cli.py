@@ -20,6 +20,7 @@ from fusionflow.cli_options import (
     EXISTING,
     FOLDER,
     VERBOSE,
+    BidsAppCommand,
     Duration,
     configured,
     interrupt,
@@ -77,33 +78,7 @@ def main() -> None:
     """
 
 
-class _BidsAppCommand(click.Command):
-    """Takes lists of labels as BIDS Apps do: ``--participant-label 01 02``, after the folders."""
-
-    _LISTS = ("--participant-label", "--session-label")
-    _FLAGS = (
-        "-v", "-vv", "--verbose", "--offline", "--dry-run", "--json", "--retry-failed", "--force",
-        "--allow-plain-tcp",
-    )  # fmt: skip
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give each label of a list an option of its own."""
-        spread: list[str] = []
-        option, folders = "", 0
-        for arg in args:
-            if arg.startswith("-"):
-                option = "" if arg in self._FLAGS else arg
-            elif option in self._LISTS and spread[-1] == option:
-                pass  # the value that the option has in any case
-            elif option in self._LISTS and folders >= 2 and arg not in ("participant", "group"):
-                spread.append(option)
-            elif not option or (spread[-1] != option and spread[-2:-1] != ["--pet-window"]):
-                folders += 1
-            spread.append(arg)
-        return super().parse_args(ctx, spread)
-
-
-@main.command(cls=_BidsAppCommand)
+@main.command(cls=BidsAppCommand)
 @click.version_option(__version__, prog_name="fusionflow")
 @click.argument("bids_dir", type=EXISTING)
 @click.argument("out_dir", type=FOLDER)

@@ -18,6 +18,7 @@ from fusionflow.cli_options import (
     EXISTING_FOLDER,
     FOLDER,
     VERBOSE,
+    BidsAppCommand,
     Duration,
     configured,
     interrupt,
@@ -279,7 +280,7 @@ def prune(out_dir: Path, removed: bool, source: Path | None, dry_run: bool, verb
     click.echo(f"{sum(item.size for item in gone) / 1e6:.1f} MB {done}")
 
 
-@click.command()
+@click.command(cls=BidsAppCommand)
 @click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=FOLDER)
 @click.option(

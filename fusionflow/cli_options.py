@@ -49,6 +49,39 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
+class BidsAppCommand(click.Command):
+    """Takes lists of labels as BIDS Apps do: ``--participant-label 01 02``, after the folders."""
+
+    _LISTS = ("--participant-label", "--session-label")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give each label of a list an option of its own."""
+        takes: dict[str, int] = {}
+        folders, words = 0, set[str]()
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option):
+                nothing = param.is_flag or param.count
+                takes |= dict.fromkeys(param.opts, 0 if nothing else param.nargs)
+            elif param.required:
+                folders += 1
+            elif isinstance(param.type, click.Choice):
+                words |= set(param.type.choices)
+        spread: list[str] = []
+        option, values = "", 0
+        for arg in args:
+            if values:
+                values -= 1
+            elif arg.startswith("-"):
+                option, given, _ = arg.partition("=")
+                values = 0 if given else takes.get(option, 0)
+            elif option in self._LISTS and folders <= 0 and arg not in words:
+                spread.append(option)
+            else:
+                option, folders = "", folders - 1
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
 _RUN_OPTIONS = (
     click.option(
         "--participant-label", multiple=True, metavar="LABEL", help="Only these subjects."

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionflow.cli_options import EXISTING, configured, labels, log, run_options
+from fusionflow.cli_options import EXISTING, BidsAppCommand, configured, labels, log, run_options
 
 if TYPE_CHECKING:
     from fusionflow.planning import Outlooks
 
 
-@click.command()
+@click.command(cls=BidsAppCommand)
 @click.argument("bids_dir", type=EXISTING)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @run_options

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from fusionflow.config import Method
+    from fusionflow.luts import ColourTable
 
 EXIT_SOME_FAILED = 3
 EXIT_NOTHING_RAN = 4
@@ -93,6 +94,7 @@ def stage(folder: Path, backbones: tuple[str, ...], source: Path | None) -> None
 def verify(folder: Path | None) -> None:
     """Check the weights in FOLDER, or in torch's cache, against their checksums."""
     from fusionflow import weight_store
+    from fusionflow.errors import WeightsNotFoundError
 
     checked = weight_store.verify(folder)
     for item in checked:
@@ -100,9 +102,13 @@ def verify(folder: Path | None) -> None:
             click.echo(f"ok    {item.path}")
         else:
             click.secho(f"BAD   {item.path}: {item.fault}", fg="red")
+    if not checked and folder is not None:
+        raise click.UsageError(f"{folder} holds no weights: name the folder that does")
     if not checked:
-        click.echo("There are no weights here.")
-    if not checked or any(item.fault for item in checked):
+        raise WeightsNotFoundError(
+            "torch's cache holds no weights", "Fetch some: fusionflow weights fetch"
+        )
+    if any(item.fault for item in checked):
         sys.exit(EXIT_SOME_FAILED)
 
 
@@ -118,6 +124,17 @@ def _methods(names: tuple[str, ...], weights: str | None) -> list[Method]:
         method.model_copy(update={"weights": weights}) if method.weights == "auto" else method
         for method in methods
     ]
+
+
+def _table(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> ColourTable | None:
+    """Read a colour table."""
+    from fusionflow.errors import InputError
+    from fusionflow.luts import read_table
+
+    try:
+        return read_table(value) if value else None
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command()
@@ -140,6 +157,7 @@ def _methods(names: tuple[str, ...], weights: str | None) -> list[Method]:
 @click.option(
     "--lut",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    callback=_table,
     help="CSV of the PET's colour table, red,green,blue a row; else it is recognised.",
 )
 @click.option(
@@ -155,7 +173,7 @@ def image(
     method: str,
     weights: str | None,
     colour: str | None,
-    lut: Path | None,
+    lut: ColourTable | None,
     compare: bool,
 ) -> None:
     """Fuse pictures: MRI and PET are two files, or two folders of files of the same names."""
@@ -163,16 +181,16 @@ def image(
     from fusionflow.errors import FusionflowError
     from fusionflow.graph import make_recipe
     from fusionflow.io.files import write_bytes
-    from fusionflow.luts import read_table
     from fusionflow.untrusted import printable
 
-    if lut and colour in ("luminance", "grey"):
+    if lut is not None and colour in ("luminance", "grey"):
         raise click.UsageError(f"--lut tells uptake; with --colour {colour} it has no use")
+    if mri.is_dir() != pet.is_dir():
+        raise click.UsageError(f"{mri} and {pet} are not both pictures or both folders")
     if mri.is_dir() and output.exists() and not output.is_dir():
         raise click.UsageError(f"{output} is a file; for folders of pictures name a folder")
     if not mri.is_dir() and (output.is_dir() or output.suffix.lower() != ".png"):
         raise click.UsageError(f"{output} is not the name of a PNG file")
-    table = read_table(lut) if lut else None
     recipe = make_recipe(_methods((method,), weights)[0])
     if weights and recipe.weights is None:
         raise click.UsageError(f"Method {method} reads no network, so --weights means nothing")
@@ -183,7 +201,7 @@ def image(
     failed = 0
     for pair in pairs:
         try:
-            sources = images.read_pair(pair, colour, table)  # type: ignore[arg-type]
+            sources = images.read_pair(pair, colour, lut)  # type: ignore[arg-type]
             shown = [images.fuse_and_colour(sources, recipe)]
             if compare:
                 shown = [images.read_rgb(pair.mri), sources.pet_rgb, *shown]

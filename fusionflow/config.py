@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -34,7 +35,7 @@ from fusionflow.untrusted import one_line, read_bounded
 ALGORITHM_VERSION = 2
 
 
-class _Options(BaseModel):
+class Options(BaseModel):
     """Frozen, and without room for misspelt names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +45,7 @@ class _Options(BaseModel):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
-class Wavelet(_Options):
+class Wavelet(Options):
     """A 2-D discrete wavelet transform.
 
     Attributes
@@ -79,7 +80,7 @@ class Wavelet(_Options):
         return value
 
 
-class LaplacianPyramid(_Options):
+class LaplacianPyramid(Options):
     """A Laplacian pyramid, see `fusionflow.pyramid`.
 
     Attributes
@@ -110,7 +111,7 @@ _KINDS = ("wavelet", "laplacian")
 PIXELS = Wavelet(levels=0)
 
 
-class Method(_Options):
+class Method(Options):
     """Transform, backbone, taps and rule: all that decides how two slices become one.
 
     Attributes
@@ -216,7 +217,7 @@ def named_method(name: str) -> Method:
         raise ConfigurationError(f"No method is called {name!r}", f"Known are: {known}") from None
 
 
-class ConformOptions(_Options):
+class ConformOptions(Options):
     """How a scan is brought onto one grid and one intensity scale.
 
     Attributes
@@ -269,7 +270,7 @@ class ConformOptions(_Options):
 _MOST = 2**31 - 1
 
 
-class InputOptions(_Options):
+class InputOptions(Options):
     """Which images are taken, and what else belongs to them.
 
     Attributes
@@ -296,7 +297,7 @@ class InputOptions(_Options):
         return None if value is None else value.absolute()
 
 
-class ClusterOptions(_Options):
+class ClusterOptions(Options):
     """Where the work runs.
 
     Attributes
@@ -329,7 +330,7 @@ class ClusterOptions(_Options):
     allow_plain_tcp: bool = False
 
 
-class RunConfig(_Options):
+class RunConfig(Options):
     """A whole run.
 
     Attributes
@@ -352,6 +353,17 @@ class RunConfig(_Options):
     region: Literal["frame", "mask"] = "frame"
     input: InputOptions = InputOptions()
     cluster: ClusterOptions = ClusterOptions()
+
+    @field_validator("input")
+    @classmethod
+    def _region_has_a_use(cls, value: InputOptions, info: ValidationInfo) -> InputOptions:
+        conform = info.data.get("conform")
+        if value.reference_region and conform is not None and conform.pet_units != "suvr":
+            raise ValueError(
+                f"reference_region {value.reference_region} has no use with pet_units "
+                f"{conform.pet_units}: ask for suvr (--pet-units suvr), or leave it out"
+            )
+        return value
 
     @field_validator("method", mode="before")
     @classmethod
@@ -405,6 +417,17 @@ def load_config(path: Path) -> RunConfig:
         If the file cannot be read, is not YAML, or holds an unknown or wrong option; the
         message names the file and each option.
     """
+    return validated(read_options(path), str(path))
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Return what a YAML file of options holds.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be read, or is no YAML of options.
+    """
     try:
         text = read_bounded(path, _MOST_BYTES, pipes=True).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -421,7 +444,7 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigurationError(
             f"{path} holds a {type(content).__name__}, not options", "Write `option: value` lines"
         )
-    return validated(content, str(path))
+    return content
 
 
 def validated(content: dict[str, Any], where: str) -> RunConfig:
@@ -435,10 +458,14 @@ def validated(content: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(str(part) for part in fault['loc'] if part not in _KINDS)}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
-        more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
-        said = "; ".join(one_line(fault, 300) for fault in faults[:_MOST_FAULTS])
-        raise ConfigurationError(f"{where}: {said}{more}") from error
+        raise ConfigurationError(f"{where}: {explained(error)}") from error
+
+
+def explained(error: ValidationError) -> str:
+    """Return what is wrong with options, each by its place."""
+    faults = [
+        f"{'.'.join(str(part) for part in fault['loc'] if part not in _KINDS)}: {fault['msg']}"
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    more = f"; and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
+    return "; ".join(one_line(fault, 300) for fault in faults[:_MOST_FAULTS]) + more

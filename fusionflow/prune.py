@@ -13,7 +13,7 @@ from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.history import new_run, read_last_run
 from fusionflow.io.derivatives import relative_folder
 from fusionflow.io.files import UNFINISHED, discard, relative_to
-from fusionflow.io.inputs import find_scans, recorded_options
+from fusionflow.io.inputs import find_scans, is_manifest, recorded_options
 from fusionflow.ledger import (
     OutputPaths,
     read_published,
@@ -84,7 +84,8 @@ def prune(
         If it holds no fused cohort, or a file cannot be removed.
     ConfigurationError
         If the input is not there, or holds no scan at all: then it is more likely not mounted than
-        emptied.
+        emptied. Or if it has none of what is published, or is a manifest where the last run's was a
+        dataset, or the other way round: then it is more likely another input.
     """
     if not paths.scans.is_dir():
         raise StoreError(f"{paths.root} holds no fused cohort")
@@ -135,18 +136,34 @@ def _is_version(folder: Path) -> bool:
 def _removed(paths: OutputPaths, source: Path | None) -> Iterator[Pruned]:
     """Yield what there is of scans that the input no longer has."""
     last = read_last_run(paths) or {}
+    before = Path(last["input"]) if isinstance(last.get("input"), str) else None
+    source = source or before
     if source is None:
-        if not isinstance(last.get("input"), str):
-            raise ConfigurationError("No run says what the input is", "Name it: --input BIDS_DIR")
-        source = Path(last["input"])
+        raise ConfigurationError("No run says what the input is", "Name it: --input BIDS_DIR")
+    mend = "Name the input of this output; if its input is another now, run on that first"
+    if before is not None and is_manifest(before) != is_manifest(source):
+        kinds = ("a BIDS dataset", "a manifest")
+        raise ConfigurationError(
+            f"{source} is {kinds[is_manifest(source)]}, and the last run's input, {before}, is "
+            f"{kinds[is_manifest(before)]}",
+            mend,
+        )
     found = find_scans(source, recorded_options(last))
     if not found.scans:
         raise ConfigurationError(
             f"{source} holds no scan at all: perhaps it is not mounted",
             "To remove everything, remove the output folder",
         )
+    gone = removed_labels(paths, found)
+    held = [label for label in scan_labels(paths) if paths.current(label).exists()]
+    if gone and len(gone) == len(held):
+        raise ConfigurationError(
+            f"{source} holds none of the scans that {paths.root} was made of: perhaps it is "
+            "another input",
+            f"{mend}. To remove everything, remove the output folder",
+        )
     why = "the input no longer has it"
-    for label in removed_labels(paths, found):
+    for label in gone:
         folder = paths.scan(label)
         try:
             record = read_published(paths, label)

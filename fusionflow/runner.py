@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
@@ -13,13 +14,14 @@ from typing import Any, Literal
 import distributed
 
 from fusionflow import __version__, cohort, graph
-from fusionflow.config import RunConfig
+from fusionflow.config import InputOptions, RunConfig
 from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
 from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
 from fusionflow.io.derivatives import check_folder, write_dataset_files
 from fusionflow.io.files import utc_now
 from fusionflow.io.inputs import find_scans
+from fusionflow.io.scans import Discovery
 from fusionflow.ledger import OutputPaths, scan_labels, sweep, write_index
 from fusionflow.participants import ParticipantLevel, Plan
 from fusionflow.runlock import RunLock, living_holder
@@ -97,7 +99,6 @@ def run(
     plan: Plan | None = None
     if "participant" in levels:
         plan = _plan(source, paths, config, participant_labels, session_labels)
-        check_folder(paths)
     elif not paths.scans.is_dir():
         raise StoreError(f"{paths.root} holds no fused cohort", "Run the participant level first")
     with _held(paths, report.run) as lock:
@@ -199,11 +200,8 @@ def _plan(
 ) -> Plan:
     """Look at input, method and weights, before anything starts or is written."""
     graph.check_dask_settings()
-    if paths.root.resolve() == source.resolve():
-        raise ConfigurationError(
-            f"Input and output are the same folder, {source}",
-            f"Write to {source / 'derivatives' / 'fusionflow'}, say",
-        )
+    _check_apart(source, paths.root)
+    check_folder(paths)
     everything = found = find_scans(source, config.input)
     if participant_labels or session_labels:
         found = find_scans(
@@ -215,12 +213,43 @@ def _plan(
     recipe = graph.make_recipe(config.method, config.region)
     plan = Plan(found.root, found, everything, recipe, request_of(config, recipe.weights))
     if not found.scans and not plan.broken:
-        raise NoScansError(
-            f"{source} holds no subject with both a T1w and a PET image",
-            "fusionflow needs sub-*/[ses-*/]anat/*_T1w.nii[.gz] and pet/*_pet.nii[.gz], or a "
-            "manifest",
-        )
+        raise _no_scans(source, config.input, found, everything)
     return plan
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """Refuse an output that is the input, or lies among the images of one of its subjects."""
+    mend = f"Write to {source / 'derivatives' / 'fusionflow'}, say"
+    if out.resolve() == source.resolve():
+        raise ConfigurationError(f"Input and output are the same folder, {source}", mend)
+    as_written = Path(os.path.abspath(out)), Path(os.path.abspath(source))
+    for folder, whole in (as_written, (out.resolve(), source.resolve())):  # a subject may be a link
+        if folder.is_relative_to(whole) and str(folder.relative_to(whole)).startswith("sub-"):
+            raise ConfigurationError(f"The output {out} lies in a subject of {source}", mend)
+
+
+def _no_scans(
+    source: Path, options: InputOptions, found: Discovery, everything: Discovery
+) -> NoScansError:
+    """Return the error that says why an input gives no scan, and what would mend that."""
+    why = "".join(f" ({item.label}: {item.reason})" for item in found.excluded[:1])
+    if everything.scans:
+        return NoScansError(
+            f"The labels that were asked for leave none of the {len(everything.scans)} scans of "
+            f"{source}{why}",
+            "Ask for other participants or sessions, or for all",
+        )
+    if options.bids_filter and (
+        find_scans(source, options.model_copy(update={"bids_filter": None})).scans
+    ):
+        return NoScansError(
+            f"The filter file {options.bids_filter} leaves no scan of {source}{why}",
+            "Mend it, or leave it out",
+        )
+    return NoScansError(
+        f"{source} holds no subject with both a T1w and a PET image{why}",
+        "fusionflow needs sub-*/[ses-*/]anat/*_T1w.nii[.gz] and pet/*_pet.nii[.gz], or a manifest",
+    )
 
 
 def look(

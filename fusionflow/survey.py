@@ -173,10 +173,12 @@ def _why_not(
 def _changed_lately(scan: Scan, settle: float) -> str | None:
     """Say which file changed less than `settle` seconds ago, by what the system last noted."""
     now = time.time()
-    for path in scan.files.values():
+    for path in (*scan.files.values(), *scan.sidecars):
         try:
             status = os.stat(path)
         except OSError as error:
+            if path in scan.sidecars:  # a link to nowhere, say: its notes tell, and it can run
+                continue
             return f"{path.name} cannot be looked at: {error.strerror}"
         age = now - status.st_ctime  # cannot be set, unlike the time of modification
         if age < settle:

@@ -303,6 +303,27 @@ class TestSidecar:
         weights = [scan.pet_info.weight_kg for scan in discover(tmp_path).scans]
         assert weights == [71.5, None, 80]
 
+    def test_the_files_they_are_from_belong_to_the_scan(self, tmp_path):
+        raw = tree(tmp_path / "raw", *pair("01", "a", "_trc-FDG"))
+        applied = [
+            raw / name
+            for name in (
+                "pet.json", "sub-01/sub-01_pet.json",
+                "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_pet.json",
+            )
+        ]  # fmt: skip
+        for path in (*applied, raw / "sub-01/ses-a/pet/sub-01_ses-a_trc-PIB_pet.json"):
+            put(path, {})
+        (scan,) = discover(raw).scans
+        assert scan.sidecars == tuple(applied)
+        derived = tree(
+            tmp_path / "petprep", "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_space-T1w_pet.nii.gz"
+        )
+        own = derived / "sub-01/ses-a/pet/sub-01_ses-a_trc-FDG_space-T1w_pet.json"
+        put(own, {})
+        (scan,) = discover(raw, derivatives=[derived]).scans
+        assert scan.sidecars == (*applied, own)
+
 
 class TestDataset:
     def test_not_there(self, tmp_path):

@@ -69,6 +69,93 @@ def test_an_empty_folder(tmp_path):
     assert "Traceback" not in run.stderr
 
 
+class TestNothingLeft:
+    """Of a dataset with scans: what left none of them, and what mends it."""
+
+    @pytest.fixture
+    def refused(self, bids, tmp_path):
+        bids = shutil.copytree(bids, tmp_path / "bids")
+        shutil.rmtree(bids / "sub-02/ses-baseline/pet")
+
+        def refused(*arguments, source=bids, code=4):
+            command = ["run", source, tmp_path / "out", "--method", "average", *arguments]
+            result = CliRunner().invoke(main, list(map(str, command)))
+            assert result.exit_code == code, result.output
+            assert "no subject with both" not in result.output
+            assert not (tmp_path / "out").exists()
+            return result.output
+
+        return refused
+
+    def test_by_labels(self, refused, tmp_path):
+        said = refused("--participant-label", "02")
+        assert f"leave none of the 3 scans of {tmp_path / 'bids'}" in said
+        assert "(sub-02_ses-baseline: no pet image in" in said
+        assert "Ask for other participants" in said
+
+    def test_by_a_filter(self, refused, tmp_path):
+        wanted = tmp_path / "wanted.json"
+        wanted.write_text('{"pet": {"tracer": "PIB"}}')
+        said = refused("--bids-filter-file", wanted)
+        assert f"The filter file {wanted} leaves no scan of {tmp_path / 'bids'}" in said
+        assert "no pet image in" in said
+        assert "that is trc-PIB (there is sub-01_ses-baseline_trc-FDG_pet.nii.gz)" in said
+        assert "Mend it, or leave it out" in said
+
+    def test_by_a_filter_among_labels(self, refused, tmp_path):
+        wanted = tmp_path / "wanted.json"
+        wanted.write_text('{"t1w": {"acquisition": "mprage"}}')
+        said = refused("--bids-filter-file", wanted, "--participant-label", "01")
+        assert f"The filter file {wanted} leaves no scan" in said
+
+    def test_of_a_table_with_commas(self, refused, tmp_path):
+        table = tmp_path / "scans.csv"
+        table.write_text("participant_id,t1w,pet\n01,a.nii,b.nii\n")
+        said = refused(source=table, code=2)
+        assert f"{table} is neither the folder of a BIDS dataset nor a manifest (.tsv)" in said
+        assert "with tabs between its columns (participant_id, t1w, pet, session_id," in said
+
+
+class TestWhereTheOutputMayBe:
+    """A dry run refuses what a run refuses, before anything is written."""
+
+    @pytest.mark.parametrize("options", [[], ["--dry-run"]])
+    @pytest.mark.parametrize("place", ["sub-01", "sub-01/ses-baseline/fused", "sub-99/out", "mine"])
+    def test_not_in_a_subject_of_the_input(self, bids, tmp_path, place, options):
+        bids = shutil.copytree(bids, tmp_path / "bids")
+        if place == "mine":
+            (tmp_path / "mine").symlink_to(bids / "sub-01")
+            place = tmp_path / "mine"
+        before = sorted(bids.rglob("*"))
+        result = CliRunner().invoke(
+            main, ["run", str(bids), str(bids / place), "--method", "average", *options]
+        )
+        assert result.exit_code == 2, result.output
+        assert f"The output {bids / place} lies in a subject of {bids}" in result.output
+        assert str(bids / "derivatives" / "fusionflow") in result.output
+        assert sorted(bids.rglob("*")) == before
+
+    def test_not_in_a_subject_that_is_a_link(self, bids, tmp_path):
+        dataset = tmp_path / "some"
+        dataset.mkdir()
+        (dataset / "sub-01").symlink_to(bids / "sub-01")
+        command = ["run", dataset, dataset / "sub-01/out", "--method", "average", "--dry-run"]
+        result = CliRunner().invoke(main, list(map(str, command)))
+        assert result.exit_code == 2, result.output
+
+    @pytest.mark.parametrize("place", ["derivatives/fusionflow", "derivatives/sub-01", "../out"])
+    def test_but_anywhere_else(self, bids, place):
+        command = ["run", str(bids), str(bids / place), "--method", "average", "--dry-run"]
+        assert CliRunner().invoke(main, command).exit_code == 0
+
+    def test_not_a_dataset_of_something_else(self, bids, tmp_path):
+        (tmp_path / "dataset_description.json").write_text('{"Name": "mine"}')
+        command = ["run", str(bids), str(tmp_path), "--method", "average", "--dry-run"]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 2, result.output
+        assert f"{tmp_path} is a dataset that fusionflow did not make" in result.output
+
+
 def test_as_a_command_of_dask(bids, tmp_path):
     run = fusionflow(
         "run", bids, tmp_path, "--participant-label", "02", "--method", "average",
@@ -105,6 +192,29 @@ def test_lists_of_labels_as_bids_apps_take_them(bids, tmp_path, labels):
     assert context.params["level"] == ("participant" if "participant" in rest else None)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        name
+        for name, command in main.commands.items()
+        if any(parameter.name == "participant_label" for parameter in command.params)
+    ],
+)
+@pytest.mark.parametrize("first", [[], ["--settle=5m", "-vv", "--pet-window", "0", "12"]])
+def test_every_command_takes_lists_of_labels_alike(bids, tmp_path, command, first):
+    if command == "plan":
+        first = [item for item in first if not item.startswith("--settle")]
+    folders = [str(bids)] if command == "plan" else [str(bids), str(tmp_path)]
+    rest = ["--participant-label=02", "03", "--session-label", "baseline", "followup", "--offline"]
+    context = main.commands[command].make_context(command, [*first, *folders, *rest])
+    assert context.params["participant_label"] == ("02", "03")
+    assert context.params["session_label"] == ("baseline", "followup")
+    assert [str(context.params.get(name)) for name in ("bids_dir", "out_dir")] == (
+        [*folders, "None"][:2]
+    )
+
+
+@pytest.mark.faults
 def test_sigterm_undoes_what_is_in_flight_and_the_rest_can_be_made(bids, tmp_path):
     """What SLURM, Kubernetes and `timeout` send."""
     out = tmp_path / "out"
@@ -128,6 +238,7 @@ def test_sigterm_undoes_what_is_in_flight_and_the_rest_can_be_made(bids, tmp_pat
     assert f"{4 - len(published)} fused, {len(published)} unchanged" in again.stdout
 
 
+@pytest.mark.faults
 def test_one_bad_scan_and_another_method_still_end_with_3(bids, tmp_path):
     bids = shutil.copytree(bids, tmp_path / "bids")
     out = tmp_path / "out"
@@ -171,6 +282,11 @@ def test_nothing_runs_without_weights(bids, tmp_path):
         (["--participant-label", "77", "--weights", "random:0"], "sub-77"),
         (["--weights", "random:x"], "not a whole number"),
         (["cohort"], "is not one of 'participant', 'group'"),
+        (["--reference-region", "pons"], "ask for suvr (--pet-units suvr)"),
+        (
+            ["--reference-region", "pons", "--pet-units", "suv"],
+            "pons has no use with pet_units suv:",
+        ),
     ],
 )
 def test_wrong_usage(bids, tmp_path, arguments, message):

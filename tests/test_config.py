@@ -341,6 +341,15 @@ class TestYaml:
             load_config(path)
 
 
+def test_a_reference_region_is_of_suvr_alone(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("input: {reference_region: pons}\n")
+    with pytest.raises(ConfigurationError, match=r"run\.yaml: input: .*pons has no use.*stored"):
+        load_config(path)
+    path.write_text("input: {reference_region: pons}\nconform: {pet_units: suvr}\n")
+    assert load_config(path).input.reference_region == "pons"
+
+
 def test_options_that_are_no_file_say_where_they_came_from():
     with pytest.raises(ConfigurationError, match="--method: method: "):
         validated({"method": "nope"}, "--method")

@@ -223,6 +223,27 @@ class TestCommand:
         assert result.exit_code == 2
         assert message in result.output
 
+    @pytest.mark.parametrize("content", ["", "0,0,0\n1,2\n", "red;green;blue"])
+    def test_a_table_that_is_none_is_wrong_usage(self, pair, tmp_path, content):
+        lut = tmp_path / "lut.csv"
+        lut.write_text(content)
+        result = CliRunner().invoke(
+            main,
+            ["image", str(pair / "MRI/7.png"), str(pair / "PET/7.png"), "--method", "maximum",
+             "-o", str(tmp_path / "x.png"), "--lut", str(lut)],
+        )  # fmt: skip
+        assert result.exit_code == 2
+        assert f"'--lut': {lut}" in result.output
+        assert "Give red,green,blue on each line" in result.output
+
+    def test_a_picture_and_a_folder_is_wrong_usage(self, pair, tmp_path):
+        result = CliRunner().invoke(
+            main,
+            ["image", str(pair / "MRI/7.png"), str(pair / "PET"), "-o", str(tmp_path / "x.png")],
+        )
+        assert result.exit_code == 2
+        assert "are not both pictures or both folders" in result.output
+
     def test_a_table_that_is_not_the_pictures(self, pair, tmp_path):
         lut = tmp_path / "lut.csv"
         lut.write_text("0,0,0\n0,255,0\n")

@@ -116,5 +116,17 @@ def test_who_was_asked_for(images):
 def test_options_of_bids_mean_nothing_here(images):
     path = table(images, "01 n/a a_t1.nii.gz a_pet.nii.gz n/a n/a")
     assert len(find_scans(path, InputOptions()).scans) == 1
-    with pytest.raises(ConfigurationError, match="means nothing for the manifest"):
-        find_scans(path, InputOptions(derivatives=(images,)))
+    for options in (InputOptions(derivatives=(images,)), InputOptions(reference_region="pons")):
+        with pytest.raises(ConfigurationError, match=r"means nothing for the manifest .*reference"):
+            find_scans(path, options)
+
+
+def test_the_sidecar_is_a_file_of_the_scan(images):
+    path = table(
+        images,
+        "01 n/a a_t1.nii.gz a_pet.nii.gz n/a n/a",
+        "02 n/a b_t1.nii b_pet.nii n/a n/a",
+    )
+    one, two = read_manifest(path).scans
+    assert one.sidecars == (images / "a_pet.json",)
+    assert two.sidecars == ()

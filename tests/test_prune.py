@@ -195,6 +195,41 @@ class TestRemovedScans:
         assert str(source) in str(error.value)
         assert tree(paths.root) == before
 
+    @pytest.mark.parametrize("named", [True, False])
+    @pytest.mark.parametrize("places", ["pairs", "a subject without a pair"])
+    def test_refuses_an_input_that_has_none_of_them(self, paths, tmp_path, named, places):
+        """Another study, named by mistake, or that a run was begun on by mistake."""
+        other = tmp_path / "other"
+        add_input(other, "sub-77")
+        if places != "pairs":
+            (other / "sub-01").mkdir()
+        if not named:
+            write_last_run(paths, {"input": str(other)})
+        before = tree(paths.root)
+        for dry_run in (True, False):
+            with pytest.raises(ConfigurationError, match="none of the scans") as error:
+                prune(paths, removed=True, source=other if named else None, dry_run=dry_run)
+            assert str(other) in str(error.value)
+        assert tree(paths.root) == before
+
+    def test_refuses_an_input_of_another_kind(self, paths, source, tmp_path):
+        table = tmp_path / "scans.tsv"
+        table.write_text("participant_id\tt1w\tpet\n01\tgone.nii\tgone.nii\n")
+        with pytest.raises(ConfigurationError, match=r"scans\.tsv is a manifest") as error:
+            prune(paths, removed=True, source=table)
+        assert f"{source}, is a BIDS dataset" in str(error.value)
+        write_last_run(paths, {"input": str(tmp_path / "of last year.tsv")})
+        before = tree(paths.root)
+        with pytest.raises(ConfigurationError, match="bids is a BIDS dataset"):
+            prune(paths, removed=True, source=source)
+        assert tree(paths.root) == before
+
+    def test_asks_nothing_of_an_output_without_any(self, paths, tmp_path):
+        for label in ("sub-01", "sub-02_ses-a"):
+            paths.current(label).unlink()
+        add_input(tmp_path / "other", "sub-77")
+        assert len(prune(paths, removed=True, source=tmp_path / "other")) == 4
+
     @pytest.mark.parametrize("last", [None, {}, {"input": None}, {"input": 3}])
     def test_refuses_where_no_run_says_what_the_input_is(self, paths, last):
         path = paths.logs / "last_run.json"

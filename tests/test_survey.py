@@ -264,6 +264,26 @@ class TestSettling:
         assert found.state == "waiting"
         assert getattr(scan, which).name in found.why
 
+    def test_a_sidecar_that_comes_after_its_images_is_waited_for(
+        self, paths, scan, source, monkeypatch
+    ):
+        sidecar = scan.pet.with_suffix(".json")
+        sidecar.write_text("{")
+        look = os.stat
+
+        def since_long(path, **how):
+            status = look(path, **how)
+            return status if path == sidecar else os.stat_result(status, {"st_ctime": 0.0})
+
+        monkeypatch.setattr(os, "stat", since_long)
+        assert standing(paths, scan, source, REQUEST, settle=3600).state == "new"
+        scan = replace(scan, sidecars=(sidecar,))
+        found = standing(paths, scan, source, REQUEST, settle=3600)
+        assert found.state == "waiting"
+        assert found.why.startswith("sub-01_pet.json changed")
+        sidecar.unlink()  # as a link whose content was never fetched: a scan can do without
+        assert standing(paths, scan, source, REQUEST, settle=3600).state == "new"
+
     def test_what_is_done_does_not_wait(self, paths, scan, source, done):
         assert standing(paths, scan, source, REQUEST, settle=3600).state == "done"
 

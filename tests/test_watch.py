@@ -24,6 +24,8 @@ from fusionflow.phantom import write_cohort
 from fusionflow.runlock import RunLock
 from fusionflow.watch import watch
 
+pytestmark = pytest.mark.faults
+
 BIN = Path(sys.executable).parent
 #: Seconds over which the twelve scans are dropped in.
 DROP = float(os.environ.get("FUSIONFLOW_DROP_SECONDS", "30"))
@@ -126,7 +128,6 @@ def drop(cohort, bids, number, seconds=0.0):
     return label
 
 
-@pytest.mark.faults
 class TestAcceptance:
     def test_twelve_scans_dropped_in_some_slowly_and_one_truncated(self, cohort, bids, tmp_path):
         """All are handled as promised, however they come in.

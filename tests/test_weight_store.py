@@ -129,6 +129,17 @@ def test_verify_the_cache(cache):
     assert "its SHA-256 is not" in item.fault
 
 
+def test_verify_nothing(cache, tmp_path):
+    (tmp_path / "empty").mkdir()
+    named = CliRunner().invoke(main, ["weights", "verify", str(tmp_path / "empty")])
+    assert named.exit_code == 2  # the wrong folder
+    assert f"{tmp_path / 'empty'} holds no weights" in named.output
+    cache.unlink()
+    of_torch = CliRunner().invoke(main, ["weights", "verify"])
+    assert of_torch.exit_code == 4
+    assert "fusionflow weights fetch" in of_torch.output
+
+
 def test_offline_nothing_is_downloaded(cache):
     result = CliRunner().invoke(main, ["weights", "fetch", "--offline", "vgg16"])
     assert result.exit_code == 4

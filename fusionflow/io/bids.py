@@ -301,11 +301,12 @@ class _Index:
                 )
             if image.unknown:
                 notes.append(f"{image.path.name}: BIDS knows no entity {', '.join(image.unknown)}")
-        fields, about = inherit(pet, place.sidecars)
+        fields, about, sidecars = inherit(pet, place.sidecars)
         if pet.derived:  # another image of the same injection
             fields = {name: value for name, value in fields.items() if name not in OF_THE_IMAGE}
-            more, about = inherit(pet, place.derived_sidecars)
+            more, about, nearer = inherit(pet, place.derived_sidecars)
             fields |= more
+            sidecars += nearer
         masks = [
             file for file in t1w_place.files.get("mask", []) if file.path.parent.name == "anat"
         ]
@@ -328,6 +329,7 @@ class _Index:
             mask=mask,
             reference=reference,
             pet_in_t1w_space=pet.entities.get("space") == "T1w",
+            sidecars=tuple(sidecars),
         )
 
     def _wanted_of(self, place: _Place, kind: str) -> list[BidsFile]:

@@ -12,7 +12,7 @@ from fusionflow.config import InputOptions
 from fusionflow.errors import ConfigurationError
 from fusionflow.io.bids import discover
 from fusionflow.io.bids_names import NO_FILTERS, read_filters
-from fusionflow.io.manifest import read_manifest
+from fusionflow.io.manifest import OPTIONAL, REQUIRED, read_manifest
 from fusionflow.io.scans import Discovery
 
 
@@ -32,6 +32,11 @@ def recorded_options(last_run: Mapping[str, Any]) -> InputOptions:
         raise ConfigurationError(
             "The summary of the last run does not say what its input was", "Run again"
         ) from error
+
+
+def is_manifest(source: Path) -> bool:
+    """Whether an input is a table, not a BIDS dataset."""
+    return source.suffix == ".tsv" and not source.is_dir()
 
 
 def find_scans(
@@ -58,7 +63,13 @@ def find_scans(
         If the input cannot be read, or an option means nothing for it.
     """
     selection = {"participant_labels": participant_labels, "session_labels": session_labels}
-    if source.is_dir() or source.suffix != ".tsv":
+    columns = ", ".join((*REQUIRED, *OPTIONAL))
+    if not is_manifest(source):
+        if source.is_file():
+            raise ConfigurationError(
+                f"{source} is neither the folder of a BIDS dataset nor a manifest (.tsv)",
+                f"Save the table with tabs between its columns ({columns}), as .tsv",
+            )
         return discover(
             source,
             **selection,
@@ -69,10 +80,11 @@ def find_scans(
     for name, value in (
         ("a filter file", options.bids_filter),
         ("derivatives", options.derivatives),
+        ("a reference region", options.reference_region),
     ):
         if value:
             raise ConfigurationError(
                 f"{name} was given, which means nothing for the manifest {source}",
-                "Write in the manifest what is wanted",
+                f"Write in the manifest what is wanted; its columns are {columns}",
             )
     return read_manifest(source, **selection)

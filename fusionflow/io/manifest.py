@@ -104,7 +104,8 @@ def _scan(path: Path, number: int, row: Mapping[str, str]) -> Scan | Excluded:
         if "\0" in str(file) or not file.is_file():
             reason = f"{where}: the {name} {file} is not there, or is no file"
             return Excluded(label, printable(reason), broken=True)
-    fields, notes = _sidecar(files["pet"])
+    sidecar = _sidecar(files["pet"])
+    fields, notes = _fields(files["pet"], sidecar)
     try:
         weight = float(row["weight"]) if row.get("weight") else None
     except ValueError:
@@ -126,13 +127,19 @@ def _scan(path: Path, number: int, row: Mapping[str, str]) -> Scan | Excluded:
         mask=files.get("mask"),
         reference=files.get("reference"),
         pet_in_t1w_space=space == "T1w",
+        sidecars=(sidecar,) if sidecar else (),
     )
 
 
-def _sidecar(pet: Path) -> tuple[dict[str, object], list[str]]:
+def _sidecar(pet: Path) -> Path | None:
+    """Return the JSON file beside a PET, if there is one."""
+    path = pet.with_name(pet.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    return path if path.is_file() else None
+
+
+def _fields(pet: Path, sidecar: Path | None) -> tuple[dict[str, object], list[str]]:
     """Return the fields of the JSON file beside a PET, and notes."""
-    sidecar = pet.with_name(pet.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    if not sidecar.is_file():
+    if sidecar is None:
         return {}, [f"{pet.name} has no JSON sidecar"]
     fields, problem = read_json_object(sidecar)
     return fields, [problem] if problem else []

@@ -35,6 +35,8 @@ class Scan:
         A mask of the reference region, in the space of the T1w.
     pet_in_t1w_space : bool
         Whether the PET was aligned with the T1w before.
+    sidecars : tuple of pathlib.Path
+        The JSON files that its metadata are from.
     """
 
     subject: str
@@ -46,6 +48,7 @@ class Scan:
     mask: Path | None = None
     reference: Path | None = None
     pet_in_t1w_space: bool = False
+    sidecars: tuple[Path, ...] = ()
 
     @property
     def label(self) -> str:

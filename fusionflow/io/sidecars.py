@@ -87,7 +87,9 @@ def sidecars_in(folder: Path, names: Iterable[str]) -> list[Sidecar]:
     return [Sidecar(file, *read_json_object(file.path)) for file in files]
 
 
-def inherit(image: BidsFile, sidecars: Iterable[Sidecar]) -> tuple[dict[str, Any], list[str]]:
+def inherit(
+    image: BidsFile, sidecars: Iterable[Sidecar]
+) -> tuple[dict[str, Any], list[str], list[Path]]:
     """Merge the sidecars that apply to an image, given from far to near.
 
     Returns
@@ -96,6 +98,8 @@ def inherit(image: BidsFile, sidecars: Iterable[Sidecar]) -> tuple[dict[str, Any
         Fields.
     list of str
         What a person should know.
+    list of Path
+        The sidecars that apply.
     """
     own = image.entities.items()
     applied = [sidecar for sidecar in sidecars if sidecar.file.entities.items() <= own]
@@ -105,7 +109,7 @@ def inherit(image: BidsFile, sidecars: Iterable[Sidecar]) -> tuple[dict[str, Any
         notes.append(f"{image.path.name} has no JSON sidecar")
     elif lacking := [name for name in REQUIRED_PET_FIELDS if name not in fields]:
         notes.append(f"PET sidecar lacks fields that BIDS requires: {', '.join(lacking)}")
-    return fields, notes
+    return fields, notes, [sidecar.file.path for sidecar in applied]
 
 
 def read_json_object(path: Path) -> tuple[dict[str, Any], str | None]:
