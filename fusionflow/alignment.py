@@ -33,6 +33,8 @@ class Alignment:
         Figures of the registration that was tried, whether it is used or not.
     notes : tuple of str
         What a person should know.
+    reason : str
+        What was made of the registration, and why; empty where there was none.
     """
 
     mode: Mode
@@ -40,6 +42,7 @@ class Alignment:
     flagged: bool = False
     registration: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    reason: str = ""
 
     def apply(self, uptake: Volume, mri: Volume) -> Volume:
         """Return the PET as it is to be resampled."""
@@ -125,19 +128,23 @@ def _by_registration(
             )
         figures = asdict(verdict.registration)
         if verdict.verdict == "agrees":
-            return Alignment("header", registration=figures)
+            return Alignment(
+                "header", registration=figures, reason=f"the header stands: {verdict.reason}"
+            )
         if verdict.verdict == "implausible":
             return Alignment(
                 "header",
                 flagged=True,
                 registration=figures,
                 notes=(f"LOOK AT THE ALIGNMENT: {verdict.reason}. Taken as the headers say",),
+                reason=f"not to be believed: {verdict.reason}",
             )
         return Alignment(
             "rigid",
             verdict.registration.matrix,
             registration=figures,
             notes=(f"PET: registered to the MRI: {verdict.reason}",),
+            reason=f"the header is overruled: {verdict.reason}",
         )
     found = rigid(uptake, mri, head)
     why = implausible(found)
@@ -154,4 +161,5 @@ def _by_registration(
             f"PET: registered to the MRI, moved by {found.distance_mm:.1f} mm at the centre of the "
             f"head and turned by {found.rotation_deg:.1f} degrees",
         ),
+        reason="registration was asked for, and nothing speaks against what it found",
     )

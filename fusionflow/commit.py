@@ -28,7 +28,12 @@ import zarr
 from fusionflow import schema
 from fusionflow.errors import StoreError
 from fusionflow.io import store
-from fusionflow.io.derivatives import relative_folder, sidecar_content, write_scan_files
+from fusionflow.io.derivatives import (
+    relative_folder,
+    scan_file_names,
+    sidecar_content,
+    write_scan_files,
+)
 from fusionflow.io.files import discard, flush, flush_tree, relative_to, utc_now
 from fusionflow.ledger import publish
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
@@ -199,6 +204,7 @@ def _finish(
             notes,
         ),
         f"{label}   {job.recipe.method.name}" + (f"   weights: {weights}" if weights else ""),
+        staged.registration,
     )
 
 
@@ -249,6 +255,9 @@ def publish_scan(
         (paths.root / folder).mkdir(parents=True, exist_ok=True)
         for path in files:
             path.replace(paths.root / folder / path.name)
+        for name in scan_file_names(scan.label):  # of another way of making it
+            if name not in {path.name for path in files}:
+                (paths.root / folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(scan.label, error) from error
     discard(job.staging)

@@ -133,6 +133,8 @@ class Method(Options):
         Side of the square, in pixels of the tap, that activity is averaged over. Odd.
     temperature : float
         Below 1 the weights move towards a choice of one source, above 1 towards the mean.
+    balance : float
+        Of a learned rule: 0 leans to the PET, 1 to the MRI; see `fusionflow.learned`.
     precision : {"float32", "bfloat16"}
         Arithmetic of the backbone. Coefficients are float32 in any case.
     batch : int
@@ -150,6 +152,7 @@ class Method(Options):
     taps: tuple[str, ...] = ()
     window: int = Field(strict=True, default=3, ge=1, le=31)
     temperature: float = Field(strict=True, default=0.5, gt=0, le=100)
+    balance: float = Field(strict=True, default=0.5, ge=0, le=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     batch: int = Field(strict=True, default=16, ge=1, le=1024)
     threads: int = Field(strict=True, default=1, ge=1, le=1024)

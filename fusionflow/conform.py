@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from fusionflow.alignment import Alignment, Mode, align
 from fusionflow.config import ConformOptions
@@ -31,6 +32,7 @@ from fusionflow.intensity import (
 from fusionflow.io.nifti import Affine, Orientation, Volume, read_header, read_volume
 from fusionflow.masks import find_mask, read_mask
 from fusionflow.pet_info import PetInfo
+from fusionflow.registration_picture import contours
 from fusionflow.resample import (
     check_overlap,
     check_voxel_sizes,
@@ -80,6 +82,8 @@ class Conformed:
         How the PET was brought onto the MRI.
     mask_from : str
         ``file`` or the name of the rule.
+    outlines : PIL.Image.Image or None
+        The PET over the MRI before and after registration; None where none was tried.
     """
 
     mri: FloatArray
@@ -95,6 +99,7 @@ class Conformed:
     suv_factor: float | None
     alignment: Alignment
     mask_from: str
+    outlines: Image.Image | None = None
 
 
 def conform(
@@ -162,6 +167,9 @@ def conform(
     mode: Mode = "in T1w space" if pet_in_t1w_space else options.registration
     alignment = align(t1w, pet, mri, uptake, head, mode)
     notes += alignment.notes
+    outlines = None
+    if alignment.registration is not None:
+        outlines = contours(uptake, mri, alignment.registration["matrix"], head)
     uptake = alignment.apply(uptake, mri)
     sha256 = {"t1w": mri.sha256, "pet": uptake.sha256}
     if options.space is not None:
@@ -241,6 +249,7 @@ def conform(
         suv_factor=factor,
         alignment=alignment,
         mask_from=mask_from,
+        outlines=outlines,
     )
 
 

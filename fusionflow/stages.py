@@ -34,6 +34,7 @@ from fusionflow.ledger import OutputPaths
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
 from fusionflow.records import Attempt, InputFile
+from fusionflow.registration_picture import picture_of
 from fusionflow.subbands import FloatArray, Subbands
 from fusionflow.transform import decompose, reconstruct
 from fusionflow.weights import Weights
@@ -240,6 +241,8 @@ class Staged:
         Warnings.
     seconds : float
         What it took.
+    registration : bytes or None
+        PNG of the PET over the MRI before and after registration; None where none was tried.
     """
 
     version: str
@@ -249,6 +252,7 @@ class Staged:
     conformed: dict[str, Any]
     notes: tuple[str, ...]
     seconds: float
+    registration: bytes | None = None
 
 
 def stage_scan(job: Job) -> Staged:
@@ -295,6 +299,9 @@ def stage_scan(job: Job) -> Staged:
     if conformed.mri.shape != job.layout.shape:
         raise InputChangedError(f"{scan.t1w} changed its shape since it was planned", "Run again")
     _write_conformed(job, conformed.mri, conformed.pet, conformed.mask)
+    registration = None
+    if conformed.outlines is not None:
+        registration = picture_of(conformed.outlines, conformed.alignment, scan.label)
     return Staged(
         version=fingerprint(
             job.request,
@@ -307,6 +314,7 @@ def stage_scan(job: Job) -> Staged:
         conformed=_described(conformed, job.conform),
         notes=(*scan.notes, *conformed.notes),
         seconds=time.perf_counter() - began,
+        registration=registration,
     )
 
 

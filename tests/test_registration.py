@@ -22,7 +22,7 @@ from fusionflow.masks import head_mask
 from fusionflow.phantom import make_phantom
 from fusionflow.registration import mean_displacement, moved, rigid
 from fusionflow.registration_itk import climb, resolutions
-from fusionflow.registration_quality import contours, disagreement, implausible
+from fusionflow.registration_quality import disagreement, implausible
 from fusionflow.resample import resample_to
 
 #: All seeds of the acceptance test; a few of them by default.
@@ -423,31 +423,3 @@ class TestMeanDisplacement:
         expected = np.linalg.norm(apart[0] - apart[1], axis=1).mean()
         assert mean_displacement(a, b, mask, self.affine) == pytest.approx(expected, abs=1e-9)
         assert mean_displacement(b, a, mask, self.affine) == pytest.approx(expected, abs=1e-9)
-
-
-class TestContours:
-    red, green = (255, 96, 64), (64, 224, 96)
-
-    def outlines(self, picture):
-        pixels = np.asarray(picture)
-        return [(pixels == ink).all(axis=-1) for ink in (self.red, self.green)]
-
-    def test_two_rows_of_three_planes(self, phantom):
-        picture = contours(phantom.pet, phantom.mri, np.eye(4), phantom.mask, height=120)
-        assert picture.mode == "RGB"
-        before, after = self.outlines(picture)
-        half = picture.height // 2
-        assert picture.height == 2 * (120 + 8)
-        assert before[:half].any()
-        assert not before[half:].any()
-        np.testing.assert_array_equal(before[:half], after[half:])
-
-    def test_lines_go_with_the_pet(self, phantom):
-        # 12 mm up: to the top in coronal and sagittal planes, by as many pixels as that is.
-        up = rotation((0, 0, 0), shift=(0, 0, 12))
-        before, after = self.outlines(contours(phantom.pet, phantom.mri, up, phantom.mask))
-        half = len(before) // 2
-        scale = 260 / (phantom.mri.data.shape[1] * phantom.mri.affine[1, 1])
-        axial = round(phantom.mri.data.shape[0] * phantom.mri.affine[0, 0] * scale) + 8
-        tops = [np.nonzero(lines[:, axial:])[0].min() for lines in (before[:half], after[half:])]
-        assert tops[0] - tops[1] == pytest.approx(12 * scale, abs=2)

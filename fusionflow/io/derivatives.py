@@ -38,11 +38,20 @@ image is not quantitative PET, and nothing here is meant for diagnosis.
 
 - `sub-*/[ses-*/]fused/*_fused.nii.gz`: the fused volume on the grid of the T1w image; beside it how
   it was made (`.json`), slices to look at (`.png`), the PET in colour on the MRI
-  (`*_overlay.nii.gz`).
+  (`*_overlay.nii.gz`), and where the PET was registered to the MRI the outlines of the one over the
+  other, before and after (`*_registration.png`).
 - `group_metrics.tsv`, `group_scans.tsv`, `group.zarr`: figures of the cohort; `group_methods.md`:
   what was done, in words.
 - `scans/`, `index.json`: the arrays, for `fusionflow.open_cohort`; `logs/`: what each run did.
 """
+
+
+_ENDINGS = ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz", "registration.png")
+
+
+def scan_file_names(label: str) -> tuple[str, ...]:
+    """Return the names of all files that a scan can have there."""
+    return tuple(f"{label}_{ending}" for ending in _ENDINGS)
 
 
 def relative_folder(subject: str, session: str | None) -> Path:
@@ -122,6 +131,7 @@ def write_scan_files(
     orientation: Orientation,
     sidecar: dict[str, Any],
     title: str,
+    registration: bytes | None = None,
 ) -> tuple[str, ...]:
     """Write a scan's fused NIfTI, its sidecar, the PET in colour on the MRI, and a picture of all.
 
@@ -141,15 +151,16 @@ def write_scan_files(
         Content of the JSON file.
     title : str
         Line above the picture.
+    registration : bytes, optional
+        PNG of the registration, where there was one.
 
     Returns
     -------
     tuple of str
         Names of the files.
     """
-    endings = ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz")
-    names = tuple(f"{label}_{ending}" for ending in endings)
-    image, text, picture, colours = (folder / name for name in names)
+    names = scan_file_names(label)
+    image, text, picture, colours, outlines = (folder / name for name in names)
     overlay = pet_on_mri(conformed["mri"], conformed["pet"])
     write_rgb(colours, overlay.transpose(2, 1, 0, 3), orientation)
     write_volume(image, fused.transpose(2, 1, 0), orientation, description="fusionflow")
@@ -167,6 +178,9 @@ def write_scan_files(
         title,
         (z, y, x),
     ).save(picture)
+    if registration is None:
+        return names[:-1]
+    outlines.write_bytes(registration)
     return names
 
 

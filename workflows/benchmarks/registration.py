@@ -25,7 +25,8 @@ from fusionflow.io.nifti import Orientation, Volume, read_volume
 from fusionflow.masks import head_mask
 from fusionflow.phantom import make_phantom
 from fusionflow.registration import mean_displacement, moved
-from fusionflow.registration_quality import contours, disagreement, implausible
+from fusionflow.registration_picture import contours
+from fusionflow.registration_quality import disagreement, implausible
 
 
 def misalignment(
