@@ -214,10 +214,10 @@ class Trunk(nn.Module):
         std = torch.tensor(normalisation.std).view(1, 3, 1, 1)
         weight = first.weight.detach() / std
         self.stride, self.padding = first.stride, first.padding
-        self.register_buffer("grey_weight", weight.sum(1, keepdim=True) * normalisation.scale)
-        self.register_buffer("shift_weight", -(weight * mean).sum(1, keepdim=True))
         bias = first.weight.new_zeros(len(weight)) if first.bias is None else first.bias
-        self.register_buffer("bias", bias.detach().clone())
+        self.grey_weight = nn.Parameter(weight.sum(1, keepdim=True) * normalisation.scale)
+        self.shift_weight = nn.Parameter(-(weight * mean).sum(1, keepdim=True))
+        self.bias = nn.Parameter(bias.detach().clone())
         self.rest = nn.ModuleList(rest)
         for index, layer in enumerate(self.rest, start=1):
             if isinstance(layer, nn.ReLU):
@@ -225,10 +225,6 @@ class Trunk(nn.Module):
         self.requires_grad_(requires_grad=False)
         self.eval()
         self.to(memory_format=torch.channels_last)
-
-    grey_weight: torch.Tensor
-    shift_weight: torch.Tensor
-    bias: torch.Tensor
 
     def of_nothing(self, rows: int, columns: int, value: float) -> list[torch.Tensor]:
         """Return what `forward` reads from one image of that value everywhere.
@@ -298,6 +294,14 @@ def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
         state, normalisation = read_state(weights)
         layers.load_state_dict(checked_state(layers, state, weights.path), assign=True)
     return Trunk(list(layers), indices, normalisation)
+
+
+def empty_trunk(backbone_name: str, taps: Sequence[str]) -> Trunk:
+    """Return a trunk on the meta device: shapes without values, to be filled from a file."""
+    backbone = named_backbone(backbone_name, taps)
+    indices = sorted(backbone.taps[tap] for tap in taps)
+    with torch.device("meta"):
+        return Trunk(list(_layers(backbone_name, tuple(taps))), indices, Normalisation())
 
 
 def _layers(backbone_name: str, taps: tuple[str, ...]) -> nn.Sequential:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionflow import __version__, cli_dicom, cli_ledger, cli_plan, cli_tools
+from fusionflow import __version__, cli_dicom, cli_ledger, cli_plan, cli_tools, cli_train
 from fusionflow.cli_options import (
     EXISTING,
     FOLDER,
@@ -262,5 +262,6 @@ for _command in (
     cli_tools.image,
     cli_tools.benchmark,
     cli_tools.weights,
+    cli_train.train,
 ):
     main.add_command(_command)

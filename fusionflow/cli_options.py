@@ -94,6 +94,11 @@ _RUN_OPTIONS = (
         help="Pretrained weights: a file, `torchvision`, or random:SEED to try without.",
     ),
     click.option(
+        "--balance",
+        type=click.FloatRange(0, 1),
+        help="Of a learned rule: 0 leans to the PET, 1 to the MRI (default: 0.5).",
+    ),
+    click.option(
         "--config",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
         help="YAML file with any option; options given here win over it.",
@@ -211,6 +216,13 @@ def configured(options: dict[str, Any]) -> RunConfig:
                 f"Method {content['method']['name']} reads no network, so --weights means nothing"
             )
         content["method"]["weights"] = options["weights"]
+    if options["balance"] is not None:
+        if content["method"]["rule"] != "learned":
+            raise ConfigurationError(
+                f"Method {content['method']['name']} has no learned rule, so --balance means "
+                "nothing"
+            )
+        content["method"]["balance"] = options["balance"]
     for option in ("registration", "frames", "pet_units", "pet_window", "space"):
         if options[option] is not None:
             content["conform"][option] = options[option]

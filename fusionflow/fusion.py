@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fusionflow.backbones import Trunk, check_size, load_trunk, named_backbone
+from fusionflow import learned
+from fusionflow.backbones import (
+    Trunk,
+    check_size,
+    load_trunk,
+    named_backbone,
+    resolve_weights,
+)
 from fusionflow.config import Method
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.plugins import plugin, plugin_names
@@ -71,11 +78,14 @@ class Rule:
         `BandPair` -> weight of the MRI, (z, y', x') float32 in 0..1.
     reads_backbone : bool
         Whether it needs activities.
+    is_learned : bool
+        Whether a trained model weighs all bands at once (`fusionflow.learned`), and not `weigh`.
     """
 
     name: str
     weigh: Callable[[BandPair], FloatArray]
     reads_backbone: bool = False
+    is_learned: bool = False
 
 
 def _constant(value: float) -> WeighBand:
@@ -118,6 +128,10 @@ def _l1_soft(pair: BandPair) -> FloatArray:
     return total / np.float32(len(pair.mri_activity))
 
 
+def _by_model(pair: BandPair) -> FloatArray:
+    raise TypeError(f"band {pair.band} has no weight of its own: the model weighs all of them")
+
+
 #: Entry points of other packages: objects of `Rule`.
 _GROUP = "fusionflow.rules"
 
@@ -125,6 +139,7 @@ _GROUP = "fusionflow.rules"
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
+        Rule("learned", _by_model, reads_backbone=True, is_learned=True),
         Rule("l1-soft", _l1_soft, reads_backbone=True),
         Rule("l1-max", _l1_max, reads_backbone=True),
         Rule("max", _max),
@@ -160,6 +175,11 @@ def reads_backbone(method: Method) -> bool:
         If its rule needs a backbone and there is none, or a name is unknown.
     """
     rule = named_rule(method.rule)
+    if not rule.is_learned and method.balance != Method.model_fields["balance"].default:
+        raise ConfigurationError(
+            f"Method {method.name}: balance means nothing to rule {rule.name}",
+            "Leave it out, or take a learned rule",
+        )
     if not rule.reads_backbone:
         return False
     if method.backbone is None:
@@ -167,7 +187,47 @@ def reads_backbone(method: Method) -> bool:
             f"Method {method.name}: rule {rule.name} needs a backbone", "Add `backbone: vgg19`"
         )
     named_backbone(method.backbone, method.taps)
+    if rule.is_learned and (method.transform.kind != "wavelet" or method.transform.levels != 1):
+        raise ConfigurationError(
+            f"Method {method.name}: the learned rule merges the bands of one level of a wavelet",
+            "Write `transform: {name: db2, levels: 1}`",
+        )
     return True
+
+
+def find_weights(method: Method) -> Weights | None:
+    """Find what a method's network reads: a trained model, pretrained weights, or nothing.
+
+    Raises
+    ------
+    ConfigurationError
+        If the parts of the method do not fit together.
+    WeightsNotFoundError
+        If its weights are not there.
+    WeightsError
+        If its model is none, or is one for another method.
+    """
+    if not reads_backbone(method) or method.backbone is None:
+        return None
+    if named_rule(method.rule).is_learned:
+        return learned.find_model(method)
+    return resolve_weights(method.weights, method.backbone)
+
+
+def load_network(method: Method, weights: Weights, device: str = "cpu") -> None:
+    """Read what a method's network needs into this process, where it is kept.
+
+    Raises
+    ------
+    ChecksumError
+        If the file is not the one that was found.
+    WeightsError
+        If it cannot be read.
+    """
+    if named_rule(method.rule).is_learned:
+        learned.load_model(weights, device)
+    else:
+        load_trunk(weights, method.taps, device)
 
 
 def fuse_subbands(
@@ -206,15 +266,35 @@ def fuse_subbands(
     rule = named_rule(method.rule)
     if mri.approximation.shape != pet.approximation.shape or mri.shape != pet.shape:
         raise InputError(f"MRI slices of {mri.shape} and PET slices of {pet.shape} do not match")
-    pairs = list(zip(mri.bands(), pet.bands(), strict=True))
     if reads_backbone(method):
         if weights is None:
             raise ConfigurationError(f"Method {method.name} needs the weights of {method.backbone}")
         for _, _, coefficients in mri.bands():
             check_size(weights.backbone, method.taps, coefficients.shape[1:])
+    if rule.is_learned and weights is not None:
+        shares = learned.weigh(mri, pet, method, weights, device)
+    else:
+        shares = _by_rule(rule, mri, pet, method, weights, device)
+    # Not pet + w * (mri - pet): with w = 1 this gives the MRI exactly.
+    return mri.with_bands(
+        w * of_mri + (1 - w) * of_pet
+        for w, (_, _, of_mri), (_, _, of_pet) in zip(shares, mri.bands(), pet.bands(), strict=True)
+    )
+
+
+def _by_rule(
+    rule: Rule,
+    mri: Subbands,
+    pet: Subbands,
+    method: Method,
+    weights: Weights | None,
+    device: str,
+) -> list[FloatArray]:
+    """Return the MRI's weight in every band, one band after the other."""
+    if rule.reads_backbone and weights is not None:
         trunk = load_trunk(weights, method.taps, device)
-    fused: list[FloatArray] = []
-    for (band, level, of_mri), (_, _, of_pet) in pairs:
+    shares: list[FloatArray] = []
+    for (band, level, of_mri), (_, _, of_pet) in zip(mri.bands(), pet.bands(), strict=True):
         if rule.reads_backbone:
             both = np.concatenate([of_mri, of_pet])
             active = activity(both, band, level, trunk, method, gain=mri.gain, device=device)
@@ -222,10 +302,8 @@ def fuse_subbands(
         else:
             active_mri = active_pet = np.empty((0, *of_mri.shape), np.float32)
         pair = BandPair(band, level, of_mri, of_pet, active_mri, active_pet, method.temperature)
-        w = rule.weigh(pair)
-        # Not pet + w * (mri - pet): with w = 1 this gives the MRI exactly.
-        fused.append(w * of_mri + (1 - w) * of_pet)
-    return mri.with_bands(fused)
+        shares.append(rule.weigh(pair))
+    return shares
 
 
 def activity(

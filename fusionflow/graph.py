@@ -20,14 +20,12 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from fusionflow import commit, fusion, schema, stages
-from fusionflow.backbones import resolve_weights
 from fusionflow.config import Method, named_method
 from fusionflow.errors import ConfigurationError
 from fusionflow.io.store import Layout
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS
 from fusionflow.placement import advertised, current_client, wishes
 from fusionflow.transform import check_levels
-from fusionflow.weights import Weights
 
 
 def check_dask_settings() -> None:
@@ -135,9 +133,7 @@ def make_recipe(method: Method, region: stages.Region = "frame", *, gpus: int = 
     WeightsNotFoundError
         If its weights are not there.
     """
-    weights: Weights | None = None
-    if fusion.reads_backbone(method) and method.backbone is not None:
-        weights = resolve_weights(method.weights, method.backbone)
+    weights = fusion.find_weights(method)
     return stages.Recipe(
         method=method,
         weights=weights,

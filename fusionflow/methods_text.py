@@ -10,6 +10,7 @@ from fusionflow.errors import NoScansError
 from fusionflow.records import Published
 
 _RULES = {
+    "learned": "weights that a trained network gives each coefficient",
     "l1-soft": "weights proportional to the activity of each source (soft)",
     "l1-max": "the source with the larger activity",
     "max": "the larger value",

@@ -21,11 +21,10 @@ import numpy.typing as npt
 import torch
 
 from fusionflow import schema
-from fusionflow.backbones import load_trunk
 from fusionflow.config import ConformOptions, Method
 from fusionflow.conform import Conformed, conform
 from fusionflow.errors import InputChangedError, InputError, StoreError
-from fusionflow.fusion import fuse_subbands
+from fusionflow.fusion import fuse_subbands, load_network
 from fusionflow.io import store
 from fusionflow.io.files import discard, file_sha256, fingerprint, relative_to
 from fusionflow.io.nifti import Orientation
@@ -167,7 +166,7 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     device = "cuda" if recipe.needs_gpu and torch.cuda.is_available() else "cpu"
     method, weights = recipe.method, recipe.weights
     if weights is not None:
-        load_trunk(weights, method.taps, device)  # once a process, and not fusion time
+        load_network(method, weights, device)  # once a process, and not fusion time
     with torch_threads(method.threads):
         start = time.perf_counter()
         fused = fuse_subbands(bands.mri, bands.pet, method, weights, device=device)

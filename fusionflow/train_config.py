@@ -1,0 +1,269 @@
+"""What a person chooses for training: data, loss, schedule, how much of the backbone may change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, ValidationError, field_validator
+
+from fusionflow.config import Options, Wavelet, explained, read_options
+from fusionflow.errors import ConfigurationError
+
+Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
+PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+
+
+class _Source(Options):
+    """Slices that are taken from somewhere.
+
+    Attributes
+    ----------
+    every : int
+        Each n-th slice, or picture, is taken.
+    """
+
+    every: int = Field(strict=True, default=1, ge=1)
+
+
+class Pictures(_Source):
+    """A folder of picture pairs, see `fusionflow.images`.
+
+    Attributes
+    ----------
+    folder : str
+        Holds one folder of MRI and one of PET pictures of the same names.
+    names : str
+        Only pictures whose names match this pattern, such as ``41*``.
+    pet : {"luminance", "uptake", "grey"}
+        How pseudo-colours become values.
+    """
+
+    kind: Literal["pictures"]
+    folder: str
+    names: str = "*"
+    pet: Literal["luminance", "uptake", "grey"] = "luminance"
+
+
+class Scans(_Source):
+    """Scans of a BIDS dataset or a manifest, conformed with their headers.
+
+    Attributes
+    ----------
+    path : str
+        Folder or table.
+    participants : tuple of str
+        Only these; all if empty.
+    planes : tuple of str
+        Directions in which they are sliced.
+    """
+
+    kind: Literal["scans"]
+    path: str
+    participants: tuple[str, ...] = ()
+    planes: tuple[Plane, ...] = PLANES
+
+
+class Volumes(_Source):
+    """One pair of NIfTI images.
+
+    Attributes
+    ----------
+    t1w, pet : str
+        Paths.
+    planes : tuple of str
+        Directions in which they are sliced.
+    """
+
+    kind: Literal["volumes"]
+    t1w: str
+    pet: str
+    planes: tuple[Plane, ...] = PLANES
+
+
+class Phantoms(_Source):
+    """Simulated scans, see `fusionflow.phantom`.
+
+    Attributes
+    ----------
+    count, first : int
+        How many, and the seed of the first.
+    shape : tuple of int
+        Voxels of the MRI.
+    planes : tuple of str
+        Directions in which they are sliced.
+    """
+
+    kind: Literal["phantoms"]
+    count: int = Field(strict=True, ge=1, le=1000)
+    first: int = Field(strict=True, default=0, ge=0)
+    shape: tuple[int, int, int] = (144, 172, 144)
+    planes: tuple[Plane, ...] = PLANES
+
+
+Source: TypeAlias = Annotated[Pictures | Scans | Volumes | Phantoms, Field(discriminator="kind")]
+
+
+class Loss(Options):
+    """How much each term weighs; figures as `fusionflow.losses` has them.
+
+    Attributes
+    ----------
+    qabf, scd : float
+        Edge preservation, and the correlation of differences.
+    ssim, vif : float
+        Of each source; `balance` b gives the MRI's 2b times as much and the PET's 2(1 - b).
+    intensity : float
+        Mean distance from the brighter of the two sources: what is bright in either stays bright.
+    """
+
+    qabf: float = Field(strict=True, default=1.0, ge=0)
+    scd: float = Field(strict=True, default=0.3, ge=0)
+    ssim: float = Field(strict=True, default=1.0, ge=0)
+    vif: float = Field(strict=True, default=0.5, ge=0)
+    intensity: float = Field(strict=True, default=1.0, ge=0)
+
+
+class Augmentation(Options):
+    """How slices are varied; 0 leaves them as they are.
+
+    Attributes
+    ----------
+    flip : bool
+        Mirror, and turn by quarters.
+    zoom : float
+        Enlarge or shrink by up to this factor; at least 1.
+    gamma : float
+        Raise values to a power of up to this, or its inverse, each source apart; at least 1.
+    gain : float
+        Brighten or darken by up to this share, each source apart.
+    blur : float
+        Smooth the PET by up to this sigma, pixels.
+    noise : float
+        Standard deviation of the noise that is added, at most.
+    """
+
+    flip: bool = True
+    zoom: float = Field(strict=True, default=1.5, ge=1, le=4)
+    gamma: float = Field(strict=True, default=1.6, ge=1, le=5)
+    gain: float = Field(strict=True, default=0.25, ge=0, le=0.9)
+    blur: float = Field(strict=True, default=1.5, ge=0, le=5)
+    noise: float = Field(strict=True, default=0.02, ge=0, le=0.5)
+
+
+class TrainConfig(Options):
+    """A training.
+
+    Attributes
+    ----------
+    backbone, taps, weights
+        The network that is read, and where its weights come from; see `fusionflow.config.Method`.
+    transform : Wavelet
+        Of one level.
+    reads_backbone : bool
+        False for a head that sees the coefficients alone, to tell what the network brings.
+    width, seen : int
+        Channels of the head, and of what it keeps of each tap.
+    unfreeze : int or "all"
+        Convolutions of the backbone that are trained, too, counted from the last tap.
+    train, validation : tuple of sources
+        Data. Each validation figure is over whole slices.
+    loss, augmentation
+        See `Loss` and `Augmentation`.
+    crop : int
+        Side of the squares that are trained on, pixels.
+    batch, steps, epochs : int
+        Squares a step, steps an epoch, epochs at most.
+    patience : int
+        Epochs without a better validation objective after which training ends.
+    learning_rate, backbone_learning_rate : float
+        Of Adam at its highest; it rises over the first epoch and falls as a cosine.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the backbone.
+    threads : int
+        CPU threads; the same number gives the same bits.
+    pictures_every : int
+        Epochs from one picture of validation slices to the next.
+    seed : int
+        Of everything that is drawn.
+    """
+
+    backbone: str = "vgg19"
+    taps: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1")
+    weights: str = "auto"
+    transform: Wavelet = Wavelet()
+    reads_backbone: bool = True
+    width: int = Field(strict=True, default=32, ge=1, le=512)
+    seen: int = Field(strict=True, default=12, ge=1, le=512)
+    unfreeze: Annotated[int, Field(strict=True, ge=0)] | Literal["all"] = 0
+    train: tuple[Source, ...] = Field(min_length=1)
+    validation: tuple[Source, ...] = Field(min_length=1)
+    loss: Loss = Loss()
+    augmentation: Augmentation = Augmentation()
+    crop: int = Field(strict=True, default=128, ge=48, le=1024)
+    batch: int = Field(strict=True, default=6, ge=1, le=1024)
+    steps: int = Field(strict=True, default=50, ge=1)
+    epochs: int = Field(strict=True, default=30, ge=1)
+    patience: int = Field(strict=True, default=8, ge=1)
+    learning_rate: float = Field(strict=True, default=2e-3, gt=0, le=1)
+    backbone_learning_rate: float = Field(strict=True, default=2e-5, gt=0, le=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(strict=True, default=1, ge=1, le=1024)
+    pictures_every: int = Field(strict=True, default=5, ge=1)
+    seed: int = Field(strict=True, default=0, ge=0)
+
+    @field_validator("transform")
+    @classmethod
+    def _one_level(cls, value: Wavelet) -> Wavelet:
+        if value.levels != 1:
+            raise ValueError("the learned rule merges the bands of one level")
+        return value
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over all of it: a training is only resumed with the same."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+def load_train_config(path: Path, instead: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Read a training from YAML; paths in it are relative to its folder.
+
+    Parameters
+    ----------
+    path : Path
+        The file. Variables of the environment are put in where paths name them.
+    instead : mapping, optional
+        Options that win over those of the file, unless they are None.
+
+    Raises
+    ------
+    ConfigurationError
+        If it cannot be read, or says something that cannot be.
+    """
+    content = read_options(path)
+    given = {name: value for name, value in (instead or {}).items() if value is not None}
+    if str(given.get("unfreeze", "")).isdecimal():
+        given["unfreeze"] = int(given["unfreeze"])
+    content |= given
+    for name in ("train", "validation"):
+        sources = content.get(name)
+        for source in sources if isinstance(sources, list) else ():
+            _from_here(source, ("folder", "path", "t1w", "pet"), path.parent)
+    if str(content.get("weights", "")).endswith((".safetensors", ".pth")):
+        _from_here(content, ("weights",), path.parent)
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: {explained(error)}") from error
+
+
+def _from_here(source: object, names: Sequence[str], folder: Path) -> None:
+    """Let paths begin at a folder, and name the home and variables."""
+    if isinstance(source, dict):
+        for name in names:
+            value = source.get(name)
+            if isinstance(value, str) and not (name == "pet" and source.get("kind") == "pictures"):
+                expanded = Path(os.path.expandvars(value)).expanduser()
+                source[name] = str((folder / expanded).resolve())

@@ -1,0 +1,217 @@
+"""The learned rule: what it promises before and after training, and its files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fusionflow import fusion, learned
+from fusionflow.backbones import build_trunk
+from fusionflow.config import METHODS, Method, Wavelet
+from fusionflow.errors import (
+    ChecksumError,
+    ConfigurationError,
+    WeightsError,
+    WeightsNotFoundError,
+)
+from fusionflow.graph import make_recipe
+from fusionflow.images import fuse_slices
+from fusionflow.transform import decompose
+from fusionflow.weights import Weights
+
+TAPS = ("relu1_1", "relu2_1")
+
+
+def make(seed=0, *, reads_backbone=True, trained=False):
+    """Return a net of random weights; `trained`: one whose head does something of its own."""
+    card = learned.ModelCard(
+        name="test", backbone="vgg19", taps=TAPS, transform=Wavelet(), width=8, seen=4,
+        reads_backbone=reads_backbone,
+    )  # fmt: skip
+    trunk = build_trunk(Weights("vgg19", f"random:{seed}"), TAPS) if reads_backbone else None
+    net = learned.make_net(card, trunk, seed)
+    if trained:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in net.head.mix[-1].parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def method_of(path, **update):
+    options = {"rule": "learned", "backbone": "vgg19", "taps": TAPS, "weights": str(path)}
+    return Method(name="mine", **{**options, **update})
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    learned.write_model(make(trained=True), path)
+    return path
+
+
+@pytest.fixture
+def slices():
+    rng = np.random.default_rng(1)
+    return tuple(rng.random((5, 40, 47), np.float32) for _ in range(2))
+
+
+def bands_of(*stacks):
+    return [decompose(stack, Wavelet()) for stack in stacks]
+
+
+class TestPromises:
+    @pytest.mark.parametrize("reads_backbone", [True, False])
+    def test_before_training_it_chooses_by_magnitude(self, tmp_path, slices, reads_backbone):
+        path = tmp_path / "new.safetensors"
+        learned.write_model(make(reads_backbone=reads_backbone), path)
+        mri, pet = bands_of(*slices)
+        method = method_of(path)
+        shares = learned.weigh(mri, pet, method, learned.find_model(method))
+        for share, (_, _, of_mri), (_, _, of_pet) in zip(
+            shares, mri.bands(), pet.bands(), strict=True
+        ):
+            assert share.dtype == np.float32
+            larger = np.abs(of_mri) - np.abs(of_pet)
+            firm = np.abs(larger) > 0.02
+            np.testing.assert_array_equal((share > 0.5)[firm], (larger > 0)[firm])
+
+    def test_a_fused_coefficient_lies_between_those_of_its_sources(self, model, slices):
+        mri, pet = bands_of(*slices)
+        method = method_of(model)
+        fused = fusion.fuse_subbands(mri, pet, method, learned.find_model(method))
+        for (_, _, f), (_, _, m), (_, _, p) in zip(
+            fused.bands(), mri.bands(), pet.bands(), strict=True
+        ):
+            assert (f >= np.minimum(m, p) - 1e-5).all()
+            assert (f <= np.maximum(m, p) + 1e-5).all()
+
+    def test_equal_sources_give_themselves(self, model, slices):
+        recipe = make_recipe(method_of(model))
+        fused = fuse_slices(slices[0], slices[0], recipe)
+        np.testing.assert_allclose(fused, slices[0], atol=2e-6)
+
+    def test_slices_do_not_depend_on_their_neighbours(self, model, slices):
+        recipe = make_recipe(method_of(model))
+        together = fuse_slices(*slices, recipe)
+        for z in range(5):
+            alone = fuse_slices(slices[0][z : z + 1], slices[1][z : z + 1], recipe)
+            np.testing.assert_array_equal(alone[0], together[z])
+
+    def test_batches_change_nothing(self, model, slices):
+        methods = [method_of(model, batch=batch) for batch in (8, 16, 1024)]
+        first, *others = (fuse_slices(*slices, make_recipe(method)) for method in methods)
+        for other in others:
+            np.testing.assert_allclose(first, other, atol=1e-6)
+
+    def test_balance_leans(self, model, slices):
+        mri, pet = bands_of(*slices)
+        means = []
+        for balance in (0, 0.25, 0.5, 1.0):
+            method = method_of(model, balance=balance)
+            shares = learned.weigh(mri, pet, method, learned.find_model(method))
+            means.append(np.mean([share.mean() for share in shares]))
+        assert len(set(means)) == 4
+
+    def test_balance_is_part_of_the_fingerprint(self, model):
+        one, other = (method_of(model, balance=b).fingerprint("x") for b in (0.5, 0.6))
+        assert one != other
+
+
+class TestFile:
+    def test_there_and_back_in_half_precision(self, model):
+        net, read = make(trained=True), learned.read_model(model)
+        assert read.card == net.card
+        for name, tensor in read.state_dict().items():
+            assert tensor.dtype == torch.float32
+            torch.testing.assert_close(
+                tensor, net.state_dict()[name].half().float(), rtol=0, atol=0
+            )
+
+    def test_the_same_net_gives_the_same_bytes(self):
+        assert learned.model_bytes(make(3)) == learned.model_bytes(make(3))
+
+    def test_every_method_part_that_differs_is_told(self, model):
+        for update in (
+            {"taps": ("relu1_1",)},
+            {"transform": Wavelet(name="haar")},
+            {"backbone": "vgg16"},
+        ):
+            with pytest.raises(WeightsError, match=f"trained with {next(iter(update))}"):
+                make_recipe(method_of(model, **update))
+
+    def test_weights_without_a_head_are_told(self, tmp_path):
+        path = tmp_path / "vgg19.safetensors"
+        save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+        with pytest.raises(WeightsError, match=r"vgg19.safetensors holds no trained model"):
+            make_recipe(method_of(path))
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        with pytest.raises(WeightsNotFoundError, match=r"No model .*no.safetensors"):
+            make_recipe(method_of(tmp_path / "no.safetensors"))
+        with pytest.raises(WeightsNotFoundError, match="No model random:0"):
+            make_recipe(method_of("random:0"))
+
+    def test_no_model_ships_for_a_backbone_without_one(self):
+        with pytest.raises(WeightsNotFoundError, match="comes with fusionflow for alexnet"):
+            make_recipe(method_of("auto", backbone="alexnet", taps=("relu1",)))
+
+    def test_one_that_the_sums_beside_it_do_not_know(self, model):
+        (model.parent / "SHA256SUMS").write_text(f"{'0' * 64}  {model.name}\n")
+        with pytest.raises(ChecksumError, match="SHA256SUMS beside it says 000000000000"):
+            make_recipe(method_of(model))
+
+    def test_one_that_changes_after_it_was_found(self, model, slices):
+        learned.write_model(make(11), model)  # none that this process has read already
+        recipe = make_recipe(method_of(model))
+        learned.write_model(make(12), model)
+        with pytest.raises(ChecksumError, match="changed or is damaged"):
+            fuse_slices(*slices, recipe)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda state, card: state.pop("head.lean"), "head.lean"),
+            (lambda state, card: state.update(more=torch.zeros(1)), "more"),
+            (lambda state, card: state.update({"head.lean": torch.zeros(5)}), r"shape \(5,\)"),
+            (lambda state, card: state.update({"head.lean": torch.ones(4) * torch.nan}), "NaN"),
+            (lambda state, card: state.update({"head.lean": torch.zeros(4, dtype=int)}), "int64"),
+            (lambda state, card: card.update(format=2), "format 2"),
+            (lambda state, card: card.update(width=10**9), "width 1000000000"),
+            (lambda state, card: card.update(width="x"), "width"),
+            (lambda state, card: card.update(backbone="no"), "'no'"),
+            (lambda state, card: card.update(unknown=1), "unknown"),
+            (lambda state, card: card.clear(), "name"),
+        ],
+    )
+    def test_one_that_is_not_what_it_says(self, model, change, said):
+        state = load_file(model)
+        with safe_open(model, framework="pt") as stream:
+            card = json.loads(stream.metadata()["fusionflow"])
+        change(state, card)
+        other = model.with_name("other.safetensors")
+        save_file(state, other, metadata={"fusionflow": json.dumps(card)})
+        with pytest.raises(WeightsError, match=said) as caught:
+            learned.read_model(other)
+        assert "other.safetensors" in str(caught.value)
+
+    @pytest.mark.parametrize("keep", [0, 7, 100, 5000])
+    def test_one_that_is_cut(self, model, keep):
+        model.write_bytes(model.read_bytes()[:keep])
+        with pytest.raises(WeightsError, match=r"model\.safetensors"):
+            learned.read_model(model)
+
+
+class TestMethod:
+    def test_it_needs_one_level_of_a_wavelet(self, model):
+        for transform in (Wavelet(levels=2), METHODS["laplacian"].transform):
+            with pytest.raises(ConfigurationError, match="one level of a wavelet"):
+                make_recipe(method_of(model, transform=transform))
+
+    def test_balance_means_nothing_to_others(self):
+        method = METHODS["dwt-max"].model_copy(update={"balance": 0.2})
+        with pytest.raises(ConfigurationError, match="balance means nothing to rule max-abs"):
+            make_recipe(method)

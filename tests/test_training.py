@@ -1,0 +1,282 @@
+"""Training: what it learns, what it keeps, and that breaks change nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from fusionflow import learned
+from fusionflow.backbones import build_trunk
+from fusionflow.cli import main
+from fusionflow.config import load_config
+from fusionflow.errors import ConfigurationError, WeightsError
+from fusionflow.graph import make_recipe
+from fusionflow.images import fuse_slices
+from fusionflow.train_config import Augmentation, TrainConfig, load_train_config
+from fusionflow.train_data import SlicePair, draw, read_slices
+from fusionflow.training import CHECKPOINT, HISTORY, MODEL, train
+from fusionflow.weights import Weights
+
+SMALL = {
+    "weights": "random:0", "taps": ["relu1_1"], "width": 4, "seen": 2, "crop": 48, "batch": 2,
+    "steps": 2, "epochs": 3, "pictures_every": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of six pairs of pictures, 56 x 64 pixels."""
+    folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    for kind, sigma in (("MRI", 1.5), ("PET", 4)):
+        (folder / kind).mkdir()
+        for number in range(6):
+            image = gaussian_filter(rng.random((56, 64)), sigma)
+            image = np.clip((image - image.min()) / np.ptp(image) * 255, 0, 255)
+            Image.fromarray(image.astype(np.uint8)).save(folder / kind / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def small(pictures):
+    def small(**update):
+        source = {"kind": "pictures", "folder": str(pictures), "pet": "grey"}
+        data = {"train": [{**source, "names": "[0-3]"}], "validation": [{**source, "every": 3}]}
+        return TrainConfig.model_validate({**SMALL, **data, **update})
+
+    return small
+
+
+class TestTraining:
+    def test_it_comes_nearer_to_what_is_asked(self, small, tmp_path):
+        config = small(epochs=6, steps=8, learning_rate=0.01)
+        trained = train(config, tmp_path)
+        first, *_, last = trained.epochs
+        assert last.objective < first.objective - 0.01
+        assert trained.best.objective == min(epoch.objective for epoch in trained.epochs)
+
+    def test_what_it_leaves(self, small, tmp_path):
+        told = []
+        trained = train(small(), tmp_path, name="mine", licence="MIT", tell=told.append)
+        assert {path.name for path in tmp_path.iterdir()} == {
+            MODEL, HISTORY, CHECKPOINT, "epoch-002.png", "best.png",
+        }  # fmt: skip
+        assert len((tmp_path / HISTORY).read_text().splitlines()) == 1 + 3
+        assert told[0] == "4 slices to train on, 2 to validate with"
+        assert len(told) == 1 + 3
+        card = learned.read_card(trained.model)
+        assert (card.name, card.licence) == ("mine", "MIT")
+        assert card.start == "random:0 (RANDOM weights, not pretrained: for trying out only)"
+        assert card.training["config"]["seed"] == 0
+        assert card.training["validation"]["epoch"] == trained.best.number
+
+    def test_its_model_fuses(self, small, tmp_path, pictures):
+        trained = train(small(), tmp_path / "out")
+        config = tmp_path / "run.yaml"
+        method = {"name": "mine", "rule": "learned", "backbone": "vgg19", "taps": ["relu1_1"],
+                  "weights": str(trained.model)}  # fmt: skip
+        config.write_text(yaml.safe_dump({"method": method}))
+        recipe = make_recipe(load_config(config).method)
+        rng = np.random.default_rng(0)
+        fused = fuse_slices(*(rng.random((2, 50, 60), np.float32) for _ in "mp"), recipe)
+        assert np.isfinite(fused).all()
+
+    def test_it_ends_when_nothing_gets_better(self, small, tmp_path):
+        config = small(epochs=20, patience=2, learning_rate=1e-12)
+        trained = train(config, tmp_path)
+        assert len(trained.epochs) <= trained.best.number + 2 < 20
+
+    def test_another_seed_is_another_model(self, small, tmp_path):
+        one, other = (train(small(seed=seed), tmp_path / str(seed)) for seed in (0, 1))
+        assert one.model.read_bytes() != other.model.read_bytes()
+
+
+class TestBreaks:
+    def test_going_on_gives_the_same_bytes(self, small, tmp_path):
+        whole = train(small(), tmp_path / "whole")
+
+        def stop(line):
+            if line.startswith("epoch   2"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):  # in epoch 2, before its checkpoint
+            train(small(), tmp_path / "broken", tell=stop)
+        told = []
+        again = train(small(), tmp_path / "broken", tell=told.append)
+        assert told[0] == "going on after epoch 1"
+        assert again.model.read_bytes() == whole.model.read_bytes()
+        for name in (HISTORY, CHECKPOINT, "best.png"):
+            one, other = (tmp_path / folder / name for folder in ("whole", "broken"))
+            assert one.read_bytes() == other.read_bytes()
+
+    def test_a_finished_one_is_left_as_it_is(self, small, tmp_path):
+        first = train(small(), tmp_path).model.read_bytes()
+        assert train(small(), tmp_path).model.read_bytes() == first
+
+    def test_killed_at_any_moment(self, small, tmp_path):
+        """By SIGKILL, as a batch system does it; the command goes on."""
+        config = tmp_path / "train.yaml"
+        how = small(epochs=6, steps=4, unfreeze="all")
+        config.write_text(yaml.safe_dump(how.model_dump(mode="json")))
+        whole = train(how, tmp_path / "whole").model.read_bytes()
+        out, rng = tmp_path / "out", np.random.default_rng(0)
+        command = [Path(sys.executable).parent / "fusionflow", "train", config, out]
+        kills = 0
+        for _ in range(4):
+            process = subprocess.Popen(
+                list(map(str, command)), stdout=-1, stderr=subprocess.STDOUT, text=True
+            )
+            for line in process.stdout:
+                if line.startswith("epoch"):
+                    time.sleep(rng.uniform(0, 0.2))
+                    os.kill(process.pid, signal.SIGKILL)
+                    kills += 1
+                    break
+            process.communicate()
+        assert kills >= 2
+        last = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert last.returncode == 0, last.stderr
+        assert (out / MODEL).read_bytes() == whole
+
+    def test_another_configuration_is_refused(self, small, tmp_path):
+        train(small(), tmp_path)
+        with pytest.raises(ConfigurationError, match="a training with another configuration"):
+            train(small(seed=1), tmp_path)
+
+    @pytest.mark.parametrize("keep", [0, 10, 3000])
+    def test_a_damaged_checkpoint_is_told(self, small, tmp_path, keep):
+        train(small(epochs=1), tmp_path)
+        path = tmp_path / CHECKPOINT
+        path.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(WeightsError, match="cannot be gone on from"):
+            train(small(epochs=1), tmp_path)
+
+
+class TestUnfreezing:
+    @pytest.mark.parametrize(
+        ("unfreeze", "changed"),
+        [
+            (0, set()),
+            (1, {"trunk.rest.4"}),
+            (2, {"trunk.rest.4", "trunk.rest.1"}),
+            ("all", {"trunk", "trunk.rest.1", "trunk.rest.4"}),
+        ],
+    )
+    def test_only_what_is_asked_for_changes(self, small, tmp_path, unfreeze, changed):
+        taps = ["relu2_1"]
+        config = small(taps=taps, unfreeze=unfreeze, backbone_learning_rate=0.01, epochs=1)
+        after = learned.read_model(train(config, tmp_path).model).state_dict()
+        trunk = build_trunk(Weights("vgg19", "random:0"), taps)
+        before = trunk.half().float().state_dict()
+        differing = {
+            name.rpartition(".")[0]
+            for name in after
+            if name.startswith("trunk.")
+            and not torch.equal(after[name], before[name.removeprefix("trunk.")])
+        }
+        assert {name.removesuffix(".") for name in differing} == changed
+
+    def test_more_than_there_are(self, small, tmp_path):
+        with pytest.raises(ConfigurationError, match="0 convolutions after its first"):
+            train(small(unfreeze=1), tmp_path)
+
+
+class TestData:
+    def test_a_step_is_drawn_alike_whatever_came_before(self, small):
+        config = small()
+        slices = read_slices(config.train)
+        one = draw(slices, config, 5)
+        draw(slices, config, 1)
+        other = draw(slices, config, 5)
+        assert all(torch.equal(vars(one)[name], vars(other)[name]) for name in vars(one))
+        assert not torch.equal(one.mri, draw(slices, config, 6).mri)
+
+    def test_every_step_sees_the_whole_knob(self, small):
+        config = small(batch=8)
+        balance = np.sort(draw(read_slices(config.train), config, 0).balance.numpy())
+        assert (np.floor(balance * 8) == np.arange(8)).all()
+
+    def test_sources_stay_in_register(self, small):
+        """Whatever a slice goes through, both sources go through it."""
+        rng = np.random.default_rng(0)
+        image = gaussian_filter(rng.random((90, 70)), 2).astype(np.float32)
+        image = (image - image.min()) / np.ptp(image)
+        how = Augmentation(gamma=1.0, gain=0.0, blur=0.0, noise=0.0, zoom=2.0)
+        config = small(augmentation=how.model_dump(), batch=16)
+        drawn = draw([SlicePair("same", image, image)], config, 0)
+        assert drawn.mri.shape == (16, 48, 48)
+        torch.testing.assert_close(drawn.mri, drawn.pet, rtol=0, atol=0)
+        assert len({tile.numpy().tobytes() for tile in drawn.mri}) == 16
+
+    @pytest.mark.parametrize("size", [(20, 30), (200, 49)])
+    def test_slices_of_any_size(self, small, size):
+        image = np.ones(size, np.float32)
+        drawn = draw([SlicePair("any", image, image)], small(), 0)
+        assert drawn.mri.shape == (2, 48, 48)
+        assert torch.isfinite(drawn.pet).all()
+
+    def test_phantoms_in_three_directions(self):
+        config = TrainConfig.model_validate(
+            {
+                "train": [{"kind": "phantoms", "count": 1, "shape": [60, 72, 60], "every": 20}],
+                "validation": [{"kind": "phantoms", "count": 1}],
+            }
+        )
+        slices = read_slices(config.train)
+        planes = {pair.name.split("_")[1].rstrip("0123456789") for pair in slices}
+        assert planes == {"axial", "coronal", "sagittal"}
+        for pair in slices:
+            assert pair.mri.shape == pair.pet.shape
+            assert pair.mri.dtype == pair.pet.dtype == np.float32
+            assert min(pair.mri.min(), pair.pet.min()) >= 0
+            assert max(pair.mri.max(), pair.pet.max()) <= 1
+
+    def test_none_that_match_are_told(self, pictures, small, tmp_path):
+        source = {"kind": "pictures", "folder": str(pictures), "names": "no*", "pet": "grey"}
+        with pytest.raises(ConfigurationError, match=r"no slices to train on in .*no\*"):
+            train(small(train=[source]), tmp_path)
+
+
+class TestConfiguration:
+    def test_paths_begin_at_its_folder_and_take_variables(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SOME_DATA", str(tmp_path / "elsewhere"))
+        path = tmp_path / "train.yaml"
+        path.write_text(
+            "weights: w/vgg19.safetensors\n"
+            "train: [{kind: pictures, folder: here}]\n"
+            "validation: [{kind: scans, path: $SOME_DATA/bids}]\n"
+        )
+        config = load_train_config(path, {"seed": None, "unfreeze": "2"})
+        assert config.train[0].folder == str(tmp_path / "here")
+        assert config.validation[0].path == str(tmp_path / "elsewhere/bids")
+        assert config.weights == str(tmp_path / "w/vgg19.safetensors")
+        assert (config.seed, config.unfreeze) == (0, 2)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("train: 3", "train"),
+            ("lerning_rate: 1", "lerning_rate"),
+            ("train: []\nvalidation: []", "at least 1"),
+            ("train: [{kind: films}]\nvalidation: []", "films"),
+            ("unfreeze: some", "unfreeze"),
+            ("transform: {levels: 2}", "one level"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path, text, said):
+        path = tmp_path / "train.yaml"
+        path.write_text(text)
+        result = CliRunner().invoke(main, ["train", str(path), str(tmp_path / "out")])
+        assert result.exit_code == 2
+        assert said in result.output
+        assert "train.yaml" in result.output
+        assert not (tmp_path / "out").exists()
