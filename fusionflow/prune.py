@@ -148,7 +148,9 @@ def _removed(paths: OutputPaths, source: Path | None) -> Iterator[Pruned]:
             f"{kinds[is_manifest(before)]}",
             mend,
         )
-    found = find_scans(source, recorded_options(last))
+    # A scan that the last run's filter left out is there all the same.
+    options = recorded_options(last).model_copy(update={"bids_filter": None})
+    found = find_scans(source, options)
     if not found.scans:
         raise ConfigurationError(
             f"{source} holds no scan at all: perhaps it is not mounted",

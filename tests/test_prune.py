@@ -180,6 +180,17 @@ class TestRemovedScans:
         gone = prune(paths, removed=True, source=tmp_path / "other", dry_run=True)
         assert {x.label for x in gone if x.path.count("/") < 2} == {"sub-01"}
 
+    def test_are_not_those_that_the_last_filter_left_out(self, paths, source, tmp_path):
+        add_scan(paths, "sub-03")
+        add_input(source, "sub-03")
+        wanted = tmp_path / "wanted.json"
+        wanted.write_text('{"pet": {"subject": "01"}}')
+        write_last_run(
+            paths, {"input": str(source), "config": {"input": {"bids_filter": str(wanted)}}}
+        )
+        gone = prune(paths, removed=True, dry_run=True)
+        assert {x.label for x in gone if x.path.startswith("scans/")} == {"sub-02_ses-a"}
+
     @pytest.mark.parametrize("state", ["empty", "gone", "no pair", "not mounted"])
     def test_refuses_where_the_input_may_not_be_mounted(self, paths, source, state):
         shutil.rmtree(source)
