@@ -113,17 +113,17 @@ class Loss(Options):
     Attributes
     ----------
     qabf, scd : float
-        Edge preservation, and the correlation of differences.
+        Of the logarithm of edge preservation, and of the correlation of differences.
     ssim, vif : float
-        Of each source; `balance` b gives the MRI's 2b times as much and the PET's 2(1 - b).
+        Of their logarithms, for each source; `balance` b gives the MRI's 2b times as much and the PET's 2(1 - b).
     intensity : float
         Mean distance from the brighter of the two sources: what is bright in either stays bright.
     """
 
-    qabf: float = Field(strict=True, default=1.0, ge=0)
-    scd: float = Field(strict=True, default=0.3, ge=0)
+    qabf: float = Field(strict=True, default=2.0, ge=0)
+    scd: float = Field(strict=True, default=1.0, ge=0)
     ssim: float = Field(strict=True, default=1.0, ge=0)
-    vif: float = Field(strict=True, default=0.5, ge=0)
+    vif: float = Field(strict=True, default=0.3, ge=0)
     intensity: float = Field(strict=True, default=1.0, ge=0)
 
 
@@ -208,7 +208,7 @@ class TrainConfig(Options):
     steps: int = Field(strict=True, default=50, ge=1)
     epochs: int = Field(strict=True, default=30, ge=1)
     patience: int = Field(strict=True, default=8, ge=1)
-    learning_rate: float = Field(strict=True, default=2e-3, gt=0, le=1)
+    learning_rate: float = Field(strict=True, default=1e-3, gt=0, le=1)
     backbone_learning_rate: float = Field(strict=True, default=2e-5, gt=0, le=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(strict=True, default=1, ge=1, le=1024)

@@ -44,6 +44,8 @@ HISTORY = "history.tsv"
 #: Balances at which validation slices are fused.
 BALANCES = (0.1, 0.5, 0.9)
 _GRADIENT_NORM = 1.0
+#: Below this a figure is as bad as it gets.
+_LEAST_FIGURE = 0.01
 _SHOWN = 4
 
 
@@ -179,18 +181,24 @@ def train(
 def objective(batch: Batch, fused: torch.Tensor, loss: Loss) -> torch.Tensor:
     """Return what training makes small, a number for each slice, (n,).
 
-    The figures are better where they are higher, so they count negatively.
+    Figures are better where they are higher, so they count negatively; and by their logarithm, for
+    a share that is lost of one must weigh as much as the same share of another that is gained. Of
+    their plain sum the unchanged MRI has more than any fused slice, and shows no PET.
     """
     of = losses.figures(batch.mri, batch.pet, fused)
     for_mri, for_pet = 2 * batch.balance, 2 * (1 - batch.balance)
     brighter = torch.maximum(batch.mri, batch.pet)
     return (
         loss.intensity * (fused - brighter).abs().mean(dim=(1, 2))
-        - loss.qabf * of.qabf
+        - loss.qabf * _log(of.qabf)
         - loss.scd * of.scd
-        - loss.ssim * (for_mri * of.ssim_mri + for_pet * of.ssim_pet)
-        - loss.vif * (for_mri * of.vif_mri + for_pet * of.vif_pet)
+        - loss.ssim * (for_mri * _log(of.ssim_mri) + for_pet * _log(of.ssim_pet))
+        - loss.vif * (for_mri * _log(of.vif_mri) + for_pet * _log(of.vif_pet))
     )
+
+
+def _log(figure: torch.Tensor) -> torch.Tensor:
+    return figure.clamp(min=_LEAST_FIGURE).log()
 
 
 def fuse(net: FusionNet, batch: Batch, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,12 @@ settings.load_profile("fusionflow")
 
 
 @pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """Let no ``--offline`` of one test be that of the next."""
+    monkeypatch.setenv("FUSIONFLOW_OFFLINE", "")
+
+
+@pytest.fixture(autouse=True)
 def _our_logger(caplog):
     """Messages go where pytest sees them, whatever a command called in here set up before."""
     logger = logging.getLogger("fusionflow")

@@ -114,6 +114,7 @@ CHANGES = {
     "taps": [(), ("relu1_1",), ("relu1_1", "relu2_1", "conv3_1")],
     "window": [1],
     "temperature": [0.5000001],
+    "balance": [0.7],
     "precision": ["bfloat16"],
     "batch": [8],
     "threads": [2],

@@ -189,7 +189,7 @@ class TestRemovedScans:
             paths, {"input": str(source), "config": {"input": {"bids_filter": str(wanted)}}}
         )
         gone = prune(paths, removed=True, dry_run=True)
-        assert {x.label for x in gone if x.path.startswith("scans/")} == {"sub-02_ses-a"}
+        assert [x.label for x in gone if x.path.count("/") == 1] == ["sub-02_ses-a"]
 
     @pytest.mark.parametrize("state", ["empty", "gone", "no pair", "not mounted"])
     def test_refuses_where_the_input_may_not_be_mounted(self, paths, source, state):

@@ -45,7 +45,6 @@ def cron_lines():
 @pytest.fixture
 def parsed(tmp_path, monkeypatch):
     """Parse a command as the command line itself does; its folders are placeholders."""
-    monkeypatch.setenv("FUSIONFLOW_OFFLINE", "")  # which --offline sets
 
     def parse(text):
         program, command, *arguments = shlex.split(text)
