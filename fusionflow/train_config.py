@@ -115,7 +115,8 @@ class Loss(Options):
     qabf, scd : float
         Of the logarithm of edge preservation, and of the correlation of differences.
     ssim, vif : float
-        Of their logarithms, for each source; `balance` b gives the MRI's 2b times as much and the PET's 2(1 - b).
+        Of their logarithms, for each source; `balance` b gives the MRI's 2b times as much and the
+        PET's 2(1 - b).
     intensity : float
         Mean distance from the brighter of the two sources: what is bright in either stays bright.
     """
@@ -144,6 +145,9 @@ class Augmentation(Options):
         Smooth the PET by up to this sigma, pixels.
     noise : float
         Standard deviation of the noise that is added, at most.
+    pseudo_colour : float
+        How often the PET is given grey values that rise and fall with uptake, from 0 (never) to 1:
+        so does the luminance of the colours that it is published in.
     """
 
     flip: bool = True
@@ -152,6 +156,7 @@ class Augmentation(Options):
     gain: float = Field(strict=True, default=0.25, ge=0, le=0.9)
     blur: float = Field(strict=True, default=1.5, ge=0, le=5)
     noise: float = Field(strict=True, default=0.02, ge=0, le=0.5)
+    pseudo_colour: float = Field(strict=True, default=0.5, ge=0, le=1)
 
 
 class TrainConfig(Options):

@@ -208,6 +208,8 @@ def _varied(both: FloatArray, how: Augmentation, rng: np.random.Generator) -> Fl
     sigma = rng.uniform(0, how.blur)
     if rng.random() < 0.5 and sigma > 0:
         pet = ndimage.gaussian_filter(pet, sigma)
+    if rng.random() < how.pseudo_colour:
+        pet = _as_luminance(pet, rng)
     varied = []
     for image in (mri, pet):
         most = math.log(how.gamma)
@@ -217,3 +219,10 @@ def _varied(both: FloatArray, how: Augmentation, rng: np.random.Generator) -> Fl
         noisy = image + rng.normal(0, deviation, image.shape) * (image > 0)
         varied.append(np.clip(noisy, 0, 1.2))
     return np.stack(varied).astype(np.float32)
+
+
+def _as_luminance(uptake: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return the luminance of some colour scale: from black up, then up and down between hues."""
+    places = np.r_[0, np.sort(rng.uniform(0.1, 1, int(rng.integers(2, 6)))), 1]
+    brightness = np.r_[0, rng.uniform(0.25, 1, len(places) - 1)]
+    return np.interp(uptake, places, brightness).astype(np.float32)
