@@ -127,7 +127,7 @@ def edge_preservation(mri: torch.Tensor, pet: torch.Tensor, fused: torch.Tensor)
 
 def correlation_of_differences(
     mri: torch.Tensor, pet: torch.Tensor, fused: torch.Tensor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return SCD of every slice, see `fusionflow.correlations.sum_of_correlations`.
 
     Parameters
@@ -137,21 +137,23 @@ def correlation_of_differences(
 
     Returns
     -------
-    Tensor, (n,)
+    tuple of Tensor, (n,)
+        Its two parts: how what the fused slice has beyond the PET is like the MRI, and how what it
+        has beyond the MRI is like the PET.
     """
-    return _correlation(fused - pet, mri) + _correlation(fused - mri, pet)
+    return _correlation(fused - pet, mri), _correlation(fused - mri, pet)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The six figures that methods are judged by, each (n,).
+    """The six figures that methods are judged by, each (n,), one of them in two parts.
 
     Attributes
     ----------
     qabf : Tensor
         Edge preservation, 0..0.975.
-    scd : Tensor
-        Sum of the correlations of differences, -2..2.
+    scd_mri, scd_pet : Tensor
+        Correlations of differences, -1..1; `scd` is their sum.
     ssim_mri, ssim_pet : Tensor
         Structural similarity with each source, -1..1.
     vif_mri, vif_pet : Tensor
@@ -159,11 +161,23 @@ class Figures:
     """
 
     qabf: torch.Tensor
-    scd: torch.Tensor
+    scd_mri: torch.Tensor
+    scd_pet: torch.Tensor
     ssim_mri: torch.Tensor
     ssim_pet: torch.Tensor
     vif_mri: torch.Tensor
     vif_pet: torch.Tensor
+
+    def table(self) -> dict[str, torch.Tensor]:
+        """Return the six by name, as the benchmark has them."""
+        return {
+            "qabf": self.qabf,
+            "scd": self.scd_mri + self.scd_pet,
+            "ssim_mri": self.ssim_mri,
+            "ssim_pet": self.ssim_pet,
+            "vif_mri": self.vif_mri,
+            "vif_pet": self.vif_pet,
+        }
 
 
 def figures(mri: torch.Tensor, pet: torch.Tensor, fused: torch.Tensor) -> Figures:
@@ -174,9 +188,11 @@ def figures(mri: torch.Tensor, pet: torch.Tensor, fused: torch.Tensor) -> Figure
     mri, pet, fused : Tensor, (n, y, x) float32
         0..1 being the display window; at least 41 pixels along y and x.
     """
+    scd_mri, scd_pet = correlation_of_differences(mri, pet, fused)
     return Figures(
         qabf=edge_preservation(mri, pet, fused),
-        scd=correlation_of_differences(mri, pet, fused),
+        scd_mri=scd_mri,
+        scd_pet=scd_pet,
         ssim_mri=structural_similarity(mri, fused),
         ssim_pet=structural_similarity(pet, fused),
         vif_mri=visual_information_fidelity(mri, fused),

@@ -112,17 +112,18 @@ class Loss(Options):
 
     Attributes
     ----------
-    qabf, scd : float
-        Of the logarithm of edge preservation, and of the correlation of differences.
-    ssim, vif : float
-        Of their logarithms, for each source; `balance` b gives the MRI's 2b times as much and the
-        PET's 2(1 - b).
+    qabf : float
+        Of the logarithm of edge preservation.
+    scd, ssim, vif : float
+        Of the correlation of differences, and of the logarithms of the two others, for each source;
+        `balance` b gives the MRI's 2b times as much and the PET's 2(1 - b).
     intensity : float
-        Mean distance from the brighter of the two sources: what is bright in either stays bright.
+        Mean distance from the brighter of the two sources (what is bright in either stays bright),
+        which gives way to a source itself towards its end of the knob.
     """
 
     qabf: float = Field(strict=True, default=2.0, ge=0)
-    scd: float = Field(strict=True, default=1.0, ge=0)
+    scd: float = Field(strict=True, default=3.0, ge=0)
     ssim: float = Field(strict=True, default=1.0, ge=0)
     vif: float = Field(strict=True, default=0.3, ge=0)
     intensity: float = Field(strict=True, default=1.0, ge=0)

@@ -187,14 +187,21 @@ def objective(batch: Batch, fused: torch.Tensor, loss: Loss) -> torch.Tensor:
     """
     of = losses.figures(batch.mri, batch.pet, fused)
     for_mri, for_pet = 2 * batch.balance, 2 * (1 - batch.balance)
-    brighter = torch.maximum(batch.mri, batch.pet)
+    wanted = _wanted(batch.mri, batch.pet, batch.balance.view(-1, 1, 1))
     return (
-        loss.intensity * (fused - brighter).abs().mean(dim=(1, 2))
+        loss.intensity * (fused - wanted).abs().mean(dim=(1, 2))
         - loss.qabf * _log(of.qabf)
-        - loss.scd * of.scd
+        - loss.scd * (for_mri * of.scd_mri + for_pet * of.scd_pet)
         - loss.ssim * (for_mri * _log(of.ssim_mri) + for_pet * _log(of.ssim_pet))
         - loss.vif * (for_mri * _log(of.vif_mri) + for_pet * _log(of.vif_pet))
     )
+
+
+def _wanted(mri: torch.Tensor, pet: torch.Tensor, balance: torch.Tensor) -> torch.Tensor:
+    """Return the brighter of both at a balance of a half, and a source itself at its end."""
+    brighter = torch.maximum(mri, pet)
+    nearer = torch.where(balance >= 0.5, mri, pet)
+    return nearer + (1 - (2 * balance - 1).abs()) * (brighter - nearer)
 
 
 def _log(figure: torch.Tensor) -> torch.Tensor:
@@ -323,7 +330,7 @@ def validate(
         fused, weights = fuse(net, batch, config)
         fused = fused.clamp(0, 1)
         reached.append(float(objective(batch, fused, config.loss).mean()))
-        figures = vars(losses.figures(batch.mri, batch.pet, fused))
+        figures = losses.figures(batch.mri, batch.pet, fused).table()
         shares = weights.mean(dim=(1, 2, 3))
         rows.append(
             {

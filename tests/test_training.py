@@ -22,9 +22,9 @@ from fusionflow.config import load_config
 from fusionflow.errors import ConfigurationError, WeightsError
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
-from fusionflow.train_config import Augmentation, TrainConfig, load_train_config
-from fusionflow.train_data import SlicePair, draw, read_slices
-from fusionflow.training import CHECKPOINT, HISTORY, MODEL, train
+from fusionflow.train_config import Augmentation, Loss, TrainConfig, load_train_config
+from fusionflow.train_data import Batch, SlicePair, draw, read_slices
+from fusionflow.training import CHECKPOINT, HISTORY, MODEL, objective, train
 from fusionflow.weights import Weights
 
 SMALL = {
@@ -98,6 +98,33 @@ class TestTraining:
     def test_another_seed_is_another_model(self, small, tmp_path):
         one, other = (train(small(seed=seed), tmp_path / str(seed)) for seed in (0, 1))
         assert one.model.read_bytes() != other.model.read_bytes()
+
+
+class TestObjective:
+    @pytest.fixture
+    def batch(self, small):
+        config = small(batch=3)
+        drawn = draw(read_slices(config.train), config, 0)
+        return Batch(drawn.mri, drawn.pet, torch.tensor([0.0, 0.5, 1.0]))
+
+    def test_each_end_of_the_knob_wants_its_source(self, batch):
+        of_pet, _, of_mri = range(3)
+        like_mri = objective(batch, batch.mri, Loss())
+        like_pet = objective(batch, batch.pet, Loss())
+        assert like_mri[of_mri] < like_pet[of_mri]
+        assert like_pet[of_pet] < like_mri[of_pet]
+
+    def test_the_middle_wants_both(self, batch):
+        """No source handed back unchanged: some figures are highest for that."""
+        both = objective(batch, torch.maximum(batch.mri, batch.pet), Loss())[1]
+        for source in (batch.mri, batch.pet):
+            assert both < objective(batch, source, Loss())[1]
+
+    def test_what_is_wanted_of_brightness(self, batch):
+        only = Loss(qabf=0.0, scd=0.0, ssim=0.0, vif=0.0)
+        brighter = torch.maximum(batch.mri, batch.pet)
+        for index, best in enumerate((batch.pet, brighter, batch.mri)):
+            assert objective(batch, best, only)[index] == pytest.approx(0, abs=1e-6)
 
 
 class TestBreaks:
