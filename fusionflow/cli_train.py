@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import yaml
 
 from fusionflow.cli_options import FOLDER, VERBOSE, log
 
@@ -14,7 +15,7 @@ from fusionflow.cli_options import FOLDER, VERBOSE, log
 @click.argument("out", type=FOLDER)
 @click.option("--name", help="What the model is called (default: dwt-BACKBONE).")
 @click.option("--licence", default="not stated", help="Of the model; stands in its header.")
-@click.option("--seed", type=click.IntRange(0), help="Instead of the configuration's.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Instead of the configuration's.")
 @click.option(
     "--unfreeze",
     metavar="N|all",
@@ -44,4 +45,14 @@ def train(
     chosen = load_train_config(config, {"seed": seed, "unfreeze": unfreeze})
     trained = run(chosen, out, name=name, licence=licence, device=device, tell=click.echo)
     click.echo(f"model of epoch {trained.best.number}: {trained.model}")
-    click.echo(f"to use it: `rule: learned`, `weights: {trained.model}` in a method")
+    method = {
+        "name": name or f"dwt-{chosen.backbone}",
+        "rule": "learned",
+        "backbone": chosen.backbone,
+        "taps": list(chosen.taps),
+        "transform": chosen.transform.model_dump(mode="json"),
+        "weights": str(trained.model.resolve()),
+    }
+    use = trained.model.with_name("run.yaml")
+    use.write_text(yaml.safe_dump({"method": method}, sort_keys=False))
+    click.echo(f"to use it: fusionflow run BIDS_DIR OUT_DIR --config {use}")

@@ -48,6 +48,7 @@ MODELS: Final = Path(__file__).with_name("models")
 #: What the header of a model file is kept under.
 _CARD: Final = "fusionflow"
 _MOST_CHANNELS: Final = 512
+_FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: How an empty band is shown: black for ``a``, middle grey for those that have both signs.
 _EMPTY: Final = (0.0, 0.5, 0.5, 0.5)
 
@@ -211,11 +212,9 @@ class FusionNet(nn.Module):
                 torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16),
             ):
                 taps = self.trunk(images)
-            if not bfloat16:
-                taps = [tap.float() for tap in taps]
-        with torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16 and bool(taps)):
-            weights: torch.Tensor = self.head(taps, mri, pet, balance)
-        return weights.float()
+            taps = [tap.float() for tap in taps]
+        weights: torch.Tensor = self.head(taps, mri, pet, balance)
+        return weights
 
 
 def tap_channels(trunk: Trunk) -> list[int]:
@@ -237,12 +236,29 @@ def make_net(card: ModelCard, trunk: Trunk | None, seed: int) -> FusionNet:
     return FusionNet(trunk, head, card)
 
 
+def halved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors in half precision.
+
+    Raises
+    ------
+    WeightsError
+        If one has a value that half precision does not reach.
+    """
+    halves = {
+        name: tensor.detach().to("cpu", torch.float16).contiguous()
+        for name, tensor in state.items()
+    }
+    for name, tensor in halves.items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(
+                f"{name} has grown beyond what half precision holds", "Train with a lower rate"
+            )
+    return halves
+
+
 def model_bytes(net: FusionNet) -> bytes:
     """Return a net as a model file, in half precision; the same net gives the same bytes."""
-    state = {
-        name: tensor.detach().to("cpu", torch.float16).contiguous()
-        for name, tensor in net.state_dict().items()
-    }
+    state = halved(net.state_dict())
     card = json.dumps(net.card.model_dump(mode="json"), sort_keys=True)
     return save(state, metadata={_CARD: card})
 
@@ -307,6 +323,8 @@ def read_model(path: Path) -> FusionNet:
         raise WeightsError(f"Cannot read the model {path}: {one_line(error)}") from error
     net.load_state_dict(_checked(net, state, path), assign=True)
     net.requires_grad_(requires_grad=False)
+    if net.trunk is not None:
+        net.trunk.to(memory_format=torch.channels_last)
     return net.eval()
 
 
@@ -317,15 +335,18 @@ def _checked(
     wanted = net.state_dict()
     if differing := sorted(set(wanted) ^ set(state)):
         raise WeightsError(f"The model {path} lacks, or has beyond its card, {differing[0]}")
+    checked = {}
     for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape or not tensor.is_floating_point():
+        if tensor.shape != wanted[name].shape or tensor.dtype not in _FLOATS:
             raise WeightsError(
                 f"The model {path} has {name} as {tensor.dtype} of shape {tuple(tensor.shape)}, "
                 f"not floats of {tuple(wanted[name].shape)}"
             )
-        if not torch.isfinite(tensor).all():
+        # A copy, which nobody changes who writes to the file.
+        checked[name] = tensor.to(torch.float32, copy=True)
+        if not torch.isfinite(checked[name]).all():
             raise WeightsError(f"The model {path} has NaN or infinity in {name}", "Train it anew")
-    return {name: tensor.to(torch.float32) for name, tensor in state.items()}
+    return checked
 
 
 def shipped(backbone: str) -> Path:

@@ -219,7 +219,7 @@ class TrainConfig(Options):
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(strict=True, default=1, ge=1, le=1024)
     pictures_every: int = Field(strict=True, default=5, ge=1)
-    seed: int = Field(strict=True, default=0, ge=0)
+    seed: int = Field(strict=True, default=0, ge=0, lt=2**63)
 
     @field_validator("transform")
     @classmethod

@@ -3,7 +3,7 @@
 Squares of both sources go through the DWT, the net, and a differentiable inverse DWT; what comes
 out is judged by the figures that methods are compared with (`fusionflow.losses`), the MRI's and the
 PET's in the proportion that `balance` wants. Same configuration, same data, same versions and the
-same number of threads give the same bits, with or without breaks.
+same number of threads give the same bits on one type of CPU, with or without breaks.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch import nn
 import fusionflow
 from fusionflow import losses, torch_wavelet
 from fusionflow.backbones import Trunk, build_trunk, resolve_weights
-from fusionflow.errors import ConfigurationError, WeightsError
+from fusionflow.errors import ConfigurationError, StoreError, WeightsError
 from fusionflow.io.files import write_bytes
-from fusionflow.learned import FusionNet, ModelCard, make_net, write_model
+from fusionflow.learned import FusionNet, ModelCard, halved, make_net, write_model
 from fusionflow.pictures import mosaic
 from fusionflow.stages import torch_threads
 from fusionflow.train_config import Loss, TrainConfig
@@ -136,12 +136,23 @@ def train(
     ------
     ConfigurationError
         If `out` holds a training with another configuration, or a parameter makes no sense.
+    StoreError
+        If `out` cannot be made.
     WeightsError
         If the checkpoint is damaged.
     WeightsNotFoundError
         If the weights of the backbone are not there.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"There is no device {device!r} here: {one_line(error, 200)}", "Take cpu"
+        ) from error
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"Cannot make the folder {out}: {error.strerror}") from error
     net = _start(config, name, licence)
     trained = _trained_layers(net, config.unfreeze)
     net.to(device)
@@ -170,9 +181,12 @@ def train(
         best = state.best_epoch
         if best is None:
             raise ConfigurationError("A training has at least one epoch")
-        net.load_state_dict(state.best)
-        figures = {"epoch": best.number, "objective": best.objective, **best.figures}
+        # What the file holds is judged, rounded as it is.
+        net.load_state_dict(halved(state.best))
+        reached, of_file = validate(net, config, validation, device)
+        figures = {"epoch": best.number, "objective": reached, **of_file}
         net.card = card.model_copy(update={"training": {**card.training, "validation": figures}})
+        _write_history(state.epochs, out / HISTORY)
         write_model(net, out / MODEL)
         _picture(net, config, validation, device, out / "best.png")
     return Trained(out / MODEL, best, state.epochs)
@@ -317,7 +331,7 @@ def _share(step: int, config: TrainConfig) -> float:
     return min(rising, 1.0) * max(falling, 0.01)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validate(
     net: FusionNet, config: TrainConfig, slices: Sequence[SlicePair], device: str = "cpu"
 ) -> tuple[float, dict[str, float]]:
@@ -443,7 +457,7 @@ def _resume(state: _State, config: TrainConfig, path: Path) -> None:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _picture(
     net: FusionNet,
     config: TrainConfig,

@@ -107,14 +107,16 @@ class TestPromises:
         for other in others:
             np.testing.assert_allclose(first, other, atol=1e-6)
 
-    def test_balance_leans(self, model, slices):
+    def test_balance_leans(self, tmp_path, slices):
+        path = tmp_path / "new.safetensors"
+        learned.write_model(make(), path)
         mri, pet = bands_of(*slices)
         means = []
         for balance in (0, 0.25, 0.5, 1.0):
-            method = method_of(model, balance=balance)
+            method = method_of(path, balance=balance)
             shares = learned.weigh(mri, pet, method, learned.find_model(method))
-            means.append(np.mean([share.mean() for share in shares]))
-        assert len(set(means)) == 4
+            means.append(float(np.mean([share.mean() for share in shares])))
+        assert (np.diff(means) > 0.01).all()
 
     def test_balance_is_part_of_the_fingerprint(self, model):
         one, other = (method_of(model, balance=b).fingerprint("x") for b in (0.5, 0.6))

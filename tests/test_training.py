@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from fusionflow import learned
+from fusionflow import learned, torch_wavelet
 from fusionflow.backbones import build_trunk
 from fusionflow.cli import main
 from fusionflow.config import load_config
@@ -24,7 +24,7 @@ from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
 from fusionflow.train_config import Augmentation, Loss, TrainConfig, load_train_config
 from fusionflow.train_data import Batch, SlicePair, draw, read_slices
-from fusionflow.training import CHECKPOINT, HISTORY, MODEL, objective, train
+from fusionflow.training import CHECKPOINT, HISTORY, MODEL, fuse, objective, train
 from fusionflow.weights import Weights
 
 SMALL = {
@@ -79,16 +79,44 @@ class TestTraining:
         assert card.training["config"]["seed"] == 0
         assert card.training["validation"]["epoch"] == trained.best.number
 
-    def test_its_model_fuses(self, small, tmp_path, pictures):
-        trained = train(small(), tmp_path / "out")
-        config = tmp_path / "run.yaml"
-        method = {"name": "mine", "rule": "learned", "backbone": "vgg19", "taps": ["relu1_1"],
-                  "weights": str(trained.model)}  # fmt: skip
-        config.write_text(yaml.safe_dump({"method": method}))
-        recipe = make_recipe(load_config(config).method)
+    @pytest.mark.parametrize("size", [(56, 64), (61, 49)])
+    @pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
+    def test_a_run_fuses_as_the_training_did(self, small, tmp_path, balance, size):
+        """Scales, order of bands, both wavelet transforms and the rounded file agree."""
+        config = tmp_path / "train.yaml"
+        how = small(steps=6, learning_rate=0.01)
+        config.write_text(yaml.safe_dump(how.model_dump(mode="json")))
+        result = CliRunner().invoke(main, ["train", str(config), str(tmp_path / "out")])
+        assert result.exit_code == 0, result.output
+        method = load_config(tmp_path / "out/run.yaml").method
         rng = np.random.default_rng(0)
-        fused = fuse_slices(*(rng.random((2, 50, 60), np.float32) for _ in "mp"), recipe)
-        assert np.isfinite(fused).all()
+        mri, pet = (
+            gaussian_filter(rng.random((3, *size)), (0, 2, 2)).astype(np.float32) for _ in "mp"
+        )
+        recipe = make_recipe(method.model_copy(update={"balance": balance}))
+        fused = fuse_slices(mri, pet, recipe)
+        net = learned.read_model(tmp_path / "out" / MODEL)
+        batch = Batch(torch.from_numpy(mri), torch.from_numpy(pet), torch.full((3,), balance))
+        with torch.no_grad():
+            expected, weights = fuse(net, batch, how)
+        assert weights.std() > 0.02
+        np.testing.assert_allclose(fused, expected, atol=1e-5)
+
+    def test_looking_first_does_not_stop_training(self, small, tmp_path):
+        """What is kept of the filters is no tensor of an inference."""
+        torch_wavelet._filters.cache_clear()
+        torch_wavelet._places.cache_clear()
+        train(small(epochs=1), tmp_path / "one")
+        train(small(epochs=1), tmp_path / "one")
+        torch_wavelet._filters.cache_clear()
+        torch_wavelet._places.cache_clear()
+        train(small(epochs=1), tmp_path / "one")  # only looks
+        train(small(epochs=1), tmp_path / "two")
+
+    def test_a_device_that_is_not_there(self, small, tmp_path):
+        for device in ("no", "cuda:99"):
+            with pytest.raises(ConfigurationError, match=f"no device '{device}'"):
+                train(small(), tmp_path, device=device)
 
     def test_it_ends_when_nothing_gets_better(self, small, tmp_path):
         config = small(epochs=20, patience=2, learning_rate=1e-12)
@@ -152,7 +180,7 @@ class TestBreaks:
     def test_killed_at_any_moment(self, small, tmp_path):
         """By SIGKILL, as a batch system does it; the command goes on."""
         config = tmp_path / "train.yaml"
-        how = small(epochs=6, steps=4, unfreeze="all")
+        how = small(epochs=6, steps=3, unfreeze="all", taps=["relu1_2"])
         config.write_text(yaml.safe_dump(how.model_dump(mode="json")))
         whole = train(how, tmp_path / "whole").model.read_bytes()
         out, rng = tmp_path / "out", np.random.default_rng(0)
@@ -306,7 +334,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("train: 3", "train"),
+            ("train: 3", "train: "),
             ("lerning_rate: 1", "lerning_rate"),
             ("train: []\nvalidation: []", "at least 1"),
             ("train: [{kind: films}]\nvalidation: []", "films"),
