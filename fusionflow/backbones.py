@@ -7,9 +7,8 @@ because the network pads after normalising. The folding is exact up to rounding.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from fusionflow.errors import ConfigurationError, InputError
+from fusionflow.kept import Kept
 from fusionflow.plugins import plugin, plugin_names
 from fusionflow.weights import Normalisation, Weights, checked_state, find_weights, read_state
 
@@ -332,15 +332,8 @@ def _random_state(layers: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return state
 
 
-@dataclass
-class _TrunkCache:
-    """The trunks of this process, each made once."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    trunks: dict[tuple[str, tuple[str, ...], str], Trunk] = field(default_factory=dict)
-
-
-_cache = _TrunkCache()
+#: The trunks of this process.
+_trunks: Kept[Trunk] = Kept()
 
 
 def load_trunk(weights: Weights, taps: Sequence[str], device: str = "cpu") -> Trunk:
@@ -356,7 +349,4 @@ def load_trunk(weights: Weights, taps: Sequence[str], device: str = "cpu") -> Tr
         Where it runs.
     """
     key = (f"{weights.backbone}:{weights.identity}", tuple(sorted(taps)), device)
-    with _cache.lock:
-        if key not in _cache.trunks:
-            _cache.trunks[key] = build_trunk(weights, taps).to(device)
-        return _cache.trunks[key]
+    return _trunks.get(key, lambda: build_trunk(weights, taps).to(device))

@@ -1,4 +1,4 @@
-"""What training asks of a fused slice, with gradients: the figures of quality, in torch.
+"""The figures of quality in torch, with gradients.
 
 Each is the figure of that name in `fusionflow.ssim`, `fusionflow.gradients`, `fusionflow.vif` and
 `fusionflow.correlations`, for batches, so that what is trained for is what is measured. The

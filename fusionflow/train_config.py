@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, field_validator
 
-from fusionflow.config import Options, Wavelet, explained, read_options
+from fusionflow.config import Wavelet
 from fusionflow.errors import ConfigurationError
+from fusionflow.options import Options, explained, read_options
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")

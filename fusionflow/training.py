@@ -1,42 +1,41 @@
 """Training of the learned rule, without labels: the fused slice is asked to keep both sources.
 
 Squares of both sources go through the DWT, the net, and a differentiable inverse DWT; what comes
-out is judged by the figures that methods are compared with (`fusionflow.losses`), the MRI's and the
-PET's in the proportion that `balance` wants. Same configuration, same data, same versions and the
-same number of threads give the same bits on one type of CPU, with or without breaks.
+out is judged by the figures that methods are compared with (`fusionflow.objective`), the MRI's and
+the PET's in the proportion that `balance` wants. Same configuration, same data, same versions and
+the same number of threads give the same bits on one type of CPU, with or without breaks.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from io import BytesIO, StringIO
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 import fusionflow
 from fusionflow import losses, torch_wavelet
 from fusionflow.backbones import Trunk, build_trunk, resolve_weights
-from fusionflow.errors import ConfigurationError, StoreError, WeightsError
+from fusionflow.checkpoint import Epoch, State, resume, write_checkpoint, write_history
+from fusionflow.errors import ConfigurationError, StoreError
+from fusionflow.fusion_net import FusionNet, ModelCard, make_net
 from fusionflow.io.files import write_bytes
-from fusionflow.learned import FusionNet, ModelCard, halved, make_net, write_model
+from fusionflow.learned import halved, write_model
+from fusionflow.objective import objective
 from fusionflow.pictures import mosaic
 from fusionflow.stages import torch_threads
-from fusionflow.train_config import Loss, TrainConfig
+from fusionflow.train_config import TrainConfig
 from fusionflow.train_data import Batch, SlicePair, draw, read_slices
 from fusionflow.untrusted import one_line
 
-__all__ = ["Epoch", "Trained", "train"]
+__all__ = ["Trained", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
@@ -44,32 +43,7 @@ HISTORY = "history.tsv"
 #: Balances at which validation slices are fused.
 BALANCES = (0.1, 0.5, 0.9)
 _GRADIENT_NORM = 1.0
-#: Below this a figure is as bad as it gets.
-_LEAST_FIGURE = 0.01
 _SHOWN = 4
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch came to.
-
-    Attributes
-    ----------
-    number : int
-        From 1.
-    loss : float
-        Mean over its steps.
-    objective : float
-        Of the validation slices, mean over `BALANCES`; lower is better.
-    figures : dict
-        ``qabf``, ``scd``, ``ssim_mri``, ``ssim_pet``, ``vif_mri``, ``vif_pet`` at balance 0.5, and
-        ``weight_low``, ``weight_high``: the MRI's mean weight at the ends of the knob.
-    """
-
-    number: int
-    loss: float
-    objective: float
-    figures: dict[str, float]
 
 
 @dataclass
@@ -89,21 +63,6 @@ class Trained:
     model: Path
     best: Epoch
     epochs: list[Epoch]
-
-
-@dataclass
-class _State:
-    """What a checkpoint keeps."""
-
-    net: FusionNet
-    optimiser: torch.optim.Adam
-    epochs: list[Epoch] = field(default_factory=list)
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def best_epoch(self) -> Epoch | None:
-        """The epoch of least objective."""
-        return min(self.epochs, key=lambda epoch: epoch.objective, default=None)
 
 
 def train(
@@ -160,9 +119,9 @@ def train(
         {"params": list(net.head.parameters()), "lr": config.learning_rate},
         {"params": trained, "lr": config.backbone_learning_rate},
     ]
-    state = _State(net, torch.optim.Adam([group for group in groups if group["params"]]))
+    state = State(net, torch.optim.Adam([group for group in groups if group["params"]]))
     if (out / CHECKPOINT).is_file():
-        _resume(state, config, out / CHECKPOINT)
+        resume(state, config, out / CHECKPOINT)
         tell(f"going on after epoch {len(state.epochs)}")
     train_slices, validation = read_slices(config.train), read_slices(config.validation)
     tell(f"{len(train_slices)} slices to train on, {len(validation)} to validate with")
@@ -174,8 +133,8 @@ def train(
             if state.best_epoch is epoch:
                 state.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
             tell(_line(epoch, best=state.best_epoch is epoch))
-            _write_checkpoint(state, config, out / CHECKPOINT)
-            _write_history(state.epochs, out / HISTORY)
+            write_checkpoint(state, config, out / CHECKPOINT)
+            write_history(state.epochs, out / HISTORY)
             if epoch.number % config.pictures_every == 0:
                 _picture(net, config, validation, device, out / f"epoch-{epoch.number:03}.png")
         best = state.best_epoch
@@ -186,40 +145,10 @@ def train(
         reached, of_file = validate(net, config, validation, device)
         figures = {"epoch": best.number, "objective": reached, **of_file}
         net.card = card.model_copy(update={"training": {**card.training, "validation": figures}})
-        _write_history(state.epochs, out / HISTORY)
+        write_history(state.epochs, out / HISTORY)
         write_model(net, out / MODEL)
         _picture(net, config, validation, device, out / "best.png")
     return Trained(out / MODEL, best, state.epochs)
-
-
-def objective(batch: Batch, fused: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """Return what training makes small, a number for each slice, (n,).
-
-    Figures are better where they are higher, so they count negatively; and by their logarithm, for
-    a share that is lost of one must weigh as much as the same share of another that is gained. Of
-    their plain sum the unchanged MRI has more than any fused slice, and shows no PET.
-    """
-    of = losses.figures(batch.mri, batch.pet, fused)
-    for_mri, for_pet = 2 * batch.balance, 2 * (1 - batch.balance)
-    wanted = _wanted(batch.mri, batch.pet, batch.balance.view(-1, 1, 1))
-    return (
-        loss.intensity * (fused - wanted).abs().mean(dim=(1, 2))
-        - loss.qabf * _log(of.qabf)
-        - loss.scd * (for_mri * of.scd_mri + for_pet * of.scd_pet)
-        - loss.ssim * (for_mri * _log(of.ssim_mri) + for_pet * _log(of.ssim_pet))
-        - loss.vif * (for_mri * _log(of.vif_mri) + for_pet * _log(of.vif_pet))
-    )
-
-
-def _wanted(mri: torch.Tensor, pet: torch.Tensor, balance: torch.Tensor) -> torch.Tensor:
-    """Return the brighter of both at a balance of a half, and a source itself at its end."""
-    brighter = torch.maximum(mri, pet)
-    nearer = torch.where(balance >= 0.5, mri, pet)
-    return nearer + (1 - (2 * balance - 1).abs()) * (brighter - nearer)
-
-
-def _log(figure: torch.Tensor) -> torch.Tensor:
-    return figure.clamp(min=_LEAST_FIGURE).log()
 
 
 def fuse(net: FusionNet, batch: Batch, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -287,7 +216,7 @@ def _trained_layers(net: FusionNet, unfreeze: int | str) -> list[nn.Parameter]:
 
 
 def _one_epoch(
-    state: _State,
+    state: State,
     config: TrainConfig,
     slices: Sequence[SlicePair],
     validation: Sequence[SlicePair],
@@ -367,7 +296,7 @@ def _to(batch: Batch, device: str) -> Batch:
     return Batch(batch.mri.to(device), batch.pet.to(device), batch.balance.to(device))
 
 
-def _ended(state: _State, config: TrainConfig) -> bool:
+def _ended(state: State, config: TrainConfig) -> bool:
     best = state.best_epoch
     if best is None:
         return False
@@ -398,63 +327,6 @@ def _provenance(
             "python": platform.python_version(),
         },
     }
-
-
-def _write_history(epochs: Sequence[Epoch], path: Path) -> None:
-    stream = StringIO()
-    columns = ["epoch", "loss", "objective", *epochs[0].figures]
-    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-    writer.writerow(columns)
-    for epoch in epochs:
-        values = (epoch.loss, epoch.objective, *epoch.figures.values())
-        writer.writerow([epoch.number, *(f"{value:.6f}" for value in values)])
-    write_bytes(path, stream.getvalue().encode())
-
-
-def _write_checkpoint(state: _State, config: TrainConfig, path: Path) -> None:
-    """Write all that going on needs, as plain tensors: nothing in it is ever executed."""
-    tensors = {f"net.{name}": tensor for name, tensor in state.net.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
-    for index, moments in state.optimiser.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
-    # Under one name: safetensors writes several in any order.
-    kept = {
-        "fingerprint": config.fingerprint(),
-        "epochs": [asdict(epoch) for epoch in state.epochs],
-    }
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, metadata={"fusionflow": json.dumps(kept)}))
-
-
-def _resume(state: _State, config: TrainConfig, path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt") as stream:
-            kept = json.loads((stream.metadata() or {})["fusionflow"])
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-        fingerprint = kept["fingerprint"]
-        epochs = [Epoch(**epoch) for epoch in kept["epochs"]]
-        parts: dict[str, dict[str, torch.Tensor]] = {"net": {}, "best": {}, "adam": {}}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition(".")
-            parts[part][name] = tensor
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, tensor in parts["adam"].items():
-            index, _, name = key.partition(".")
-            moments.setdefault(int(index), {})[name] = tensor
-        if fingerprint == config.fingerprint():
-            state.net.load_state_dict(parts["net"])
-            state.best, state.epochs = parts["best"], epochs
-            state.optimiser.load_state_dict({**state.optimiser.state_dict(), "state": moments})
-    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"The checkpoint {path} cannot be gone on from: {one_line(error)}",
-            "Remove it to begin anew",
-        ) from error
-    if fingerprint != config.fingerprint():
-        raise ConfigurationError(
-            f"{path.parent} holds a training with another configuration",
-            "Give another folder, or remove it",
-        )
 
 
 @torch.no_grad()

@@ -116,6 +116,19 @@ def find_weights(spec: str, backbone_name: str, url: str | None) -> Weights:
                 f"No weights file {path}",
                 "Give the path of a .safetensors or .pth file, `torchvision`, or random:SEED",
             )
+    weights = identified(backbone_name, path)
+    logger.info("weights of %s: %s", backbone_name, path)
+    return weights
+
+
+def identified(backbone_name: str, path: Path) -> Weights:
+    """Return a file of weights by its checksum, which must be the one that stands beside it.
+
+    Raises
+    ------
+    ChecksumError
+        If the ``SHA256SUMS`` of its folder says another.
+    """
     weights = Weights(backbone_name, file_sha256(path), path.resolve())
     known = read_sums(path.parent).get(path.name)
     if known not in (None, weights.identity):
@@ -124,7 +137,6 @@ def find_weights(spec: str, backbone_name: str, url: str | None) -> Weights:
             f"them says {known[:12] if known else known}",
             "The file changed or is damaged: stage it again",
         )
-    logger.info("weights of %s: %s", backbone_name, path)
     return weights
 
 
@@ -253,6 +265,21 @@ class Normalisation:
 
 def read_state(weights: Weights) -> tuple[dict[str, torch.Tensor], Normalisation]:
     """Read ``features.*`` of a weights file; pickles are read as plain tensors only."""
+    return read_tensors(unchanged(weights))
+
+
+def unchanged(weights: Weights) -> Path:
+    """Return the file of weights, having checked that it is still the one that was found.
+
+    Raises
+    ------
+    WeightsError
+        If they are random.
+    WeightsNotFoundError
+        If this worker cannot read it.
+    ChecksumError
+        If it is another.
+    """
     path = weights.path
     if path is None:
         raise WeightsError("random weights have no file")
@@ -268,7 +295,7 @@ def read_state(weights: Weights) -> tuple[dict[str, torch.Tensor], Normalisation
             f"The weights {path} have SHA-256 {found[:12]}, not {weights.identity[:12]}",
             "The file changed or is damaged: fetch it again",
         )
-    return read_tensors(path)
+    return path
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:
@@ -315,22 +342,35 @@ def checked_state(
                 f"The weights {path} have no {key}",
                 "Choose taps that come before it, or a file that holds that layer",
             )
-        tensor = state[key]
-        if not isinstance(tensor, torch.Tensor):
-            raise WeightsError(f"The weights {path} have a {type(tensor).__name__} as {key}")
-        if tensor.shape != wanted.shape:
-            raise WeightsError(
-                f"The weights {path} have {key} of shape {tuple(tensor.shape)}, "
-                f"not {tuple(wanted.shape)}"
-            )
-        if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
-            raise WeightsError(
-                f"The weights {path} have {key} as {tensor.dtype}, {tensor.layout} on "
-                f"{tensor.device}",
-                "Give weights of plain numbers: float32, float16 or bfloat16",
-            )
-        tensor = tensor.to(torch.float32).contiguous()
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(f"The weights {path} have NaN or infinity in {key}", "Get them anew")
-        checked[name] = tensor
+        checked[name] = checked_tensor(state[key], wanted.shape, key, path)
     return checked
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def checked_tensor(tensor: object, shape: torch.Size, key: str, path: Path) -> torch.Tensor:
+    """Return a tensor of a file in float32, having checked that it fits and is of numbers.
+
+    A copy, which nobody changes who writes to the file.
+
+    Raises
+    ------
+    WeightsError
+        If it does not, or holds NaN or infinity.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise WeightsError(f"The weights {path} have a {type(tensor).__name__} as {key}")
+    if tensor.shape != shape:
+        raise WeightsError(
+            f"The weights {path} have {key} of shape {tuple(tensor.shape)}, not {tuple(shape)}"
+        )
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _FLOATS:
+        raise WeightsError(
+            f"The weights {path} have {key} as {tensor.dtype}, {tensor.layout} on {tensor.device}",
+            "Give weights of plain numbers: float32, float16 or bfloat16",
+        )
+    tensor = tensor.to(torch.float32, copy=True).contiguous()
+    if not torch.isfinite(tensor).all():
+        raise WeightsError(f"The weights {path} have NaN or infinity in {key}", "Get them anew")
+    return tensor

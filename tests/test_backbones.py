@@ -174,7 +174,7 @@ class TestCache:
             built.append((weights.identity, tuple(taps)))
             return build_trunk(weights, taps)
 
-        monkeypatch.setattr(backbones, "_cache", type(backbones._cache)())
+        monkeypatch.setattr(backbones, "_trunks", type(backbones._trunks)())
         monkeypatch.setattr(backbones, "build_trunk", counted)
         return built
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fusionflow import fusion, learned
+from fusionflow import fusion, fusion_net, learned
 from fusionflow.backbones import build_trunk
 from fusionflow.config import METHODS, Method, Wavelet
 from fusionflow.errors import (
@@ -27,12 +27,12 @@ TAPS = ("relu1_1", "relu2_1")
 
 def make(seed=0, *, reads_backbone=True, trained=False):
     """Return a net of random weights; `trained`: one whose head does something of its own."""
-    card = learned.ModelCard(
+    card = fusion_net.ModelCard(
         name="test", backbone="vgg19", taps=TAPS, transform=Wavelet(), width=8, seen=4,
         reads_backbone=reads_backbone,
     )  # fmt: skip
     trunk = build_trunk(Weights("vgg19", f"random:{seed}"), TAPS) if reads_backbone else None
-    net = learned.make_net(card, trunk, seed)
+    net = fusion_net.make_net(card, trunk, seed)
     if trained:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -163,7 +163,7 @@ class TestFile:
 
     def test_one_that_the_sums_beside_it_do_not_know(self, model):
         (model.parent / "SHA256SUMS").write_text(f"{'0' * 64}  {model.name}\n")
-        with pytest.raises(ChecksumError, match="SHA256SUMS beside it says 000000000000"):
+        with pytest.raises(ChecksumError, match="SHA256SUMS beside them says 000000000000"):
             make_recipe(method_of(model))
 
     def test_one_that_changes_after_it_was_found(self, model, slices):

@@ -22,9 +22,10 @@ from fusionflow.config import load_config
 from fusionflow.errors import ConfigurationError, WeightsError
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
+from fusionflow.objective import objective
 from fusionflow.train_config import Augmentation, Loss, TrainConfig, load_train_config
 from fusionflow.train_data import Batch, SlicePair, draw, read_slices
-from fusionflow.training import CHECKPOINT, HISTORY, MODEL, fuse, objective, train
+from fusionflow.training import CHECKPOINT, HISTORY, MODEL, fuse, train
 from fusionflow.weights import Weights
 
 SMALL = {

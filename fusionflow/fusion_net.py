@@ -1,0 +1,213 @@
+"""The network of the learned rule: a backbone's trunk, and a head that weighs the bands.
+
+For each band of both sources the backbone reads the coefficients, shown to it as a picture. What
+its taps see is reduced to a few channels and brought to the size of the band; a head of three
+convolutions looks at that, at the coefficients of all four bands, and at the wanted `balance`, and
+says for every coefficient of every band how much of the MRI's goes in; the rest is the PET's. So a
+fused coefficient lies between those of its sources, and two equal sources give themselves. Before
+it has learned anything the head chooses the coefficient of larger magnitude, softly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from fusionflow.backbones import Trunk
+from fusionflow.config import Wavelet
+from fusionflow.options import Options
+from fusionflow.subbands import DWT_DETAILS
+
+__all__ = ["BANDS", "FusionNet", "Head", "ModelCard", "make_net", "tap_channels"]
+
+BANDS: Final = ("a", *DWT_DETAILS)
+#: How an empty band is shown: black for ``a``, middle grey for those that have both signs.
+_EMPTY: Final = (0.0, 0.5, 0.5, 0.5)
+
+
+class ModelCard(Options):
+    """What a model is, and where it comes from; the header of its file.
+
+    Attributes
+    ----------
+    format : int
+        Of the file.
+    name : str
+        What it is called.
+    backbone, taps, transform
+        As in `fusionflow.config.Method`; a method that uses the model must say the same.
+    reads_backbone : bool
+        False if the head sees the coefficients alone.
+    width, seen : int
+        Channels of the head.
+    start : str
+        What the weights of the backbone were before training.
+    licence : str
+        Of this file.
+    training : dict
+        Configuration, data, versions and figures of the training.
+    """
+
+    format: int = 1
+    name: str
+    backbone: str
+    taps: tuple[str, ...]
+    transform: Wavelet
+    reads_backbone: bool = True
+    width: int
+    seen: int
+    start: str = ""
+    licence: str = "not stated"
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Head(nn.Module):
+    """Weights of the MRI's coefficients, from the taps of both sources and their coefficients.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Of each tap; none for a head that sees the coefficients alone.
+    seen : int
+        Channels that each tap is reduced to.
+    width : int
+        Channels of its convolutions.
+    """
+
+    def __init__(self, channels: Sequence[int], seen: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.ModuleList(nn.Conv2d(count, seen, 1) for count in channels)
+        from_taps = 2 * len(BANDS) * seen if channels else 0
+        coefficients = 3 * len(BANDS)  # of each source, and the difference of their magnitudes
+        self.mix = nn.Sequential(
+            nn.Conv2d(from_taps + coefficients + 1, width, 3, padding=1, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.Conv2d(width, len(BANDS), 1),
+        )
+        #: How firmly the larger magnitude is chosen, and how much `balance` moves that.
+        self.firmness = nn.Parameter(torch.tensor([16.0, 32.0, 32.0, 32.0]))
+        self.lean = nn.Parameter(torch.ones(len(BANDS)))
+
+    def forward(
+        self,
+        taps: Sequence[torch.Tensor],
+        mri: torch.Tensor,
+        pet: torch.Tensor,
+        balance: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the weights.
+
+        Parameters
+        ----------
+        taps : sequence of Tensor, (n * 2 * 4, channels, y'', x'')
+            Features of every band of both sources, slice by slice, the MRI's bands first.
+        mri, pet : Tensor, (n, 4, y', x') float32
+            Coefficients of bands a, h, v, d, those of a display window in 0..1 (a) and -1..1.
+        balance : Tensor, (n,) float32
+            0, PET-leaning, to 1, MRI-leaning.
+
+        Returns
+        -------
+        Tensor, (n, 4, y', x')
+            0..1.
+        """
+        count, _, rows, columns = mri.shape
+        larger = mri.abs() - pet.abs()
+        lean = (2 * balance - 1).view(-1, 1, 1, 1)
+        inputs = [mri, pet, larger, lean.expand(-1, 1, rows, columns)]
+        if self.reduce:
+            seen: torch.Tensor | float = 0.0
+            for layer, features in zip(self.reduce, taps, strict=True):
+                seen = seen + functional.interpolate(
+                    layer(features).float(), size=(rows, columns), mode="bilinear"
+                )
+            if isinstance(seen, torch.Tensor):
+                inputs.append(seen.reshape(count, -1, rows, columns))
+        logits = self.mix(torch.cat(inputs, dim=1))
+        logits = logits + self.firmness.view(1, -1, 1, 1) * larger
+        return torch.sigmoid(logits + self.lean.view(1, -1, 1, 1) * lean)
+
+
+class FusionNet(nn.Module):
+    """Trunk and head of a learned rule.
+
+    Parameters
+    ----------
+    trunk : Trunk or None
+        The backbone; None if the head sees the coefficients alone.
+    head : Head
+    card : ModelCard
+    """
+
+    def __init__(self, trunk: Trunk | None, head: Head, card: ModelCard) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head
+        self.card = card
+
+    def forward(
+        self,
+        mri: torch.Tensor,
+        pet: torch.Tensor,
+        balance: torch.Tensor,
+        *,
+        bfloat16: bool = False,
+        trained_trunk: bool = False,
+    ) -> torch.Tensor:
+        """Return the MRI's weight for every coefficient.
+
+        Parameters
+        ----------
+        mri, pet : Tensor, (n, 4, y', x') float32
+            Coefficients of bands a, h, v, d of one level, as the transform gives them.
+        balance : Tensor, (n,) float32
+            0..1.
+        bfloat16 : bool
+            Arithmetic of the trunk.
+        trained_trunk : bool
+            Whether gradients reach the trunk.
+
+        Returns
+        -------
+        Tensor, (n, 4, y', x') float32
+            0..1; the PET gets the rest.
+        """
+        mri, pet = mri / 2, pet / 2  # a level doubles the range
+        taps: Sequence[torch.Tensor] = ()
+        if self.trunk is not None:
+            empty = mri.new_tensor(_EMPTY).view(1, 1, -1, 1, 1)
+            images = (torch.stack([mri, pet], dim=1) + empty).flatten(0, 2)[:, None]
+            with (
+                torch.set_grad_enabled(trained_trunk),
+                torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16),
+            ):
+                taps = self.trunk(images)
+            taps = [tap.float() for tap in taps]
+        weights: torch.Tensor = self.head(taps, mri, pet, balance)
+        return weights
+
+
+def tap_channels(trunk: Trunk) -> list[int]:
+    """Return the number of channels of every tap."""
+    with torch.device("meta"):
+        shape = trunk.to("meta") if trunk.bias.is_meta else trunk
+    image = shape.bias.new_zeros((2, 1, 64, 64))
+    with torch.inference_mode():
+        return [tap.shape[1] for tap in shape(image)]
+
+
+def make_net(card: ModelCard, trunk: Trunk | None, seed: int) -> FusionNet:
+    """Return a net whose head has learned nothing: it chooses by magnitude alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Head(tap_channels(trunk) if trunk else (), card.seen, card.width)
+    for tensor in head.mix[-1].parameters():
+        nn.init.zeros_(tensor)
+    return FusionNet(trunk, head, card)

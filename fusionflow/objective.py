@@ -1,0 +1,44 @@
+"""What training makes small: the figures of a fused slice, weighed by what `balance` wants."""
+
+from __future__ import annotations
+
+import torch
+
+from fusionflow import losses
+from fusionflow.train_config import Loss
+from fusionflow.train_data import Batch
+
+__all__ = ["objective"]
+
+#: Below this a figure is as bad as it gets.
+_LEAST_FIGURE = 0.01
+
+
+def objective(batch: Batch, fused: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """Return what training makes small, a number for each slice, (n,).
+
+    Figures are better where they are higher, so they count negatively; and by their logarithm, for
+    a share that is lost of one must weigh as much as the same share of another that is gained. Of
+    their plain sum the unchanged MRI has more than any fused slice, and shows no PET.
+    """
+    of = losses.figures(batch.mri, batch.pet, fused)
+    for_mri, for_pet = 2 * batch.balance, 2 * (1 - batch.balance)
+    wanted = _wanted(batch.mri, batch.pet, batch.balance.view(-1, 1, 1))
+    return (
+        loss.intensity * (fused - wanted).abs().mean(dim=(1, 2))
+        - loss.qabf * _log(of.qabf)
+        - loss.scd * (for_mri * of.scd_mri + for_pet * of.scd_pet)
+        - loss.ssim * (for_mri * _log(of.ssim_mri) + for_pet * _log(of.ssim_pet))
+        - loss.vif * (for_mri * _log(of.vif_mri) + for_pet * _log(of.vif_pet))
+    )
+
+
+def _wanted(mri: torch.Tensor, pet: torch.Tensor, balance: torch.Tensor) -> torch.Tensor:
+    """Return the brighter of both at a balance of a half, and a source itself at its end."""
+    brighter = torch.maximum(mri, pet)
+    nearer = torch.where(balance >= 0.5, mri, pet)
+    return nearer + (1 - (2 * balance - 1).abs()) * (brighter - nearer)
+
+
+def _log(figure: torch.Tensor) -> torch.Tensor:
+    return figure.clamp(min=_LEAST_FIGURE).log()
