@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,6 @@ from safetensors.torch import save
 from fusionflow.errors import ConfigurationError, WeightsError
 from fusionflow.fusion_net import FusionNet
 from fusionflow.io.files import write_bytes
-from fusionflow.train_config import TrainConfig
 from fusionflow.untrusted import one_line
 
 __all__ = ["Epoch", "State", "resume", "write_checkpoint", "write_history"]
@@ -72,7 +72,7 @@ def write_history(epochs: Sequence[Epoch], path: Path) -> None:
     write_bytes(path, stream.getvalue().encode())
 
 
-def write_checkpoint(state: State, config: TrainConfig, path: Path) -> None:
+def write_checkpoint(state: State, made_from: Mapping[str, Any], path: Path) -> None:
     """Write all that going on needs, as plain tensors: nothing in it is ever executed."""
     tensors = {f"net.{name}": tensor for name, tensor in state.net.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
@@ -80,20 +80,29 @@ def write_checkpoint(state: State, config: TrainConfig, path: Path) -> None:
         tensors |= {f"adam.{index}.{name}": value for name, value in moments.items()}
     # Under one name: safetensors writes several in any order.
     kept = {
-        "fingerprint": config.fingerprint(),
+        "made_from": made_from,
         "epochs": [asdict(epoch) for epoch in state.epochs],
     }
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(plain, metadata={"fusionflow": json.dumps(kept)}))
 
 
-def resume(state: State, config: TrainConfig, path: Path) -> None:
+def resume(state: State, made_from: Mapping[str, Any], path: Path) -> None:
     """Go on from a checkpoint.
+
+    Parameters
+    ----------
+    state : State
+        Gets what the checkpoint holds.
+    made_from : mapping
+        All that decides the bits: a training is only gone on with from the same.
+    path : Path
+        The checkpoint.
 
     Raises
     ------
     ConfigurationError
-        If it is one of another configuration.
+        If it is one of another training.
     WeightsError
         If it is damaged.
     """
@@ -101,8 +110,16 @@ def resume(state: State, config: TrainConfig, path: Path) -> None:
         with safe_open(path, framework="pt") as stream:
             kept = json.loads((stream.metadata() or {})["fusionflow"])
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-        fingerprint = kept["fingerprint"]
+        before = dict(kept["made_from"])
         epochs = [Epoch(**epoch) for epoch in kept["epochs"]]
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if differing := sorted(_differing(before, json.loads(json.dumps(made_from)))):
+        raise ConfigurationError(
+            f"{path.parent} holds a training that differs in {', '.join(differing)}",
+            "Give another folder, or remove it",
+        )
+    try:
         parts: dict[str, dict[str, torch.Tensor]] = {"net": {}, "best": {}, "adam": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
@@ -111,17 +128,47 @@ def resume(state: State, config: TrainConfig, path: Path) -> None:
         for key, tensor in parts["adam"].items():
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = tensor
-        if fingerprint == config.fingerprint():
-            state.net.load_state_dict(parts["net"])
-            state.best, state.epochs = parts["best"], epochs
-            state.optimiser.load_state_dict({**state.optimiser.state_dict(), "state": moments})
-    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"The checkpoint {path} cannot be gone on from: {one_line(error)}",
-            "Remove it to begin anew",
-        ) from error
-    if fingerprint != config.fingerprint():
-        raise ConfigurationError(
-            f"{path.parent} holds a training with another configuration",
-            "Give another folder, or remove it",
-        )
+        _check(state, epochs, parts, moments)
+        state.net.load_state_dict(parts["net"])
+        state.best, state.epochs = parts["best"], epochs
+        state.optimiser.load_state_dict({**state.optimiser.state_dict(), "state": moments})
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _check(
+    state: State,
+    epochs: Sequence[Epoch],
+    parts: Mapping[str, Mapping[str, torch.Tensor]],
+    moments: Mapping[int, Mapping[str, torch.Tensor]],
+) -> None:
+    """Raise ValueError if a checkpoint lacks something, or has what does not fit."""
+    if not epochs:
+        raise ValueError("it has no epoch")
+    wanted = {name: tensor.shape for name, tensor in state.net.state_dict().items()}
+    for part in ("net", "best"):
+        if {name: tensor.shape for name, tensor in parts[part].items()} != wanted:
+            raise ValueError(f"{part}: its tensors are not those of the net")
+    optimised = [p for group in state.optimiser.param_groups for p in group["params"]]
+    shapes = {index: parameter.shape for index, parameter in enumerate(optimised)}
+    if {index: of["exp_avg"].shape for index, of in moments.items()} != shapes:
+        raise ValueError("its moments are not those of what is trained")
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"The checkpoint {path} cannot be gone on from: {one_line(error)}",
+        "Remove it to begin anew",
+    )
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of what differs, those inside of others after a dot."""
+    found = []
+    for name in one.keys() | other.keys():
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{name}.{inner}" for inner in _differing(a, b)]
+        elif a != b:
+            found.append(name)
+    return found

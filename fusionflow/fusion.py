@@ -175,11 +175,12 @@ def reads_backbone(method: Method) -> bool:
         If its rule needs a backbone and there is none, or a name is unknown.
     """
     rule = named_rule(method.rule)
-    if not rule.is_learned and method.balance != Method.model_fields["balance"].default:
-        raise ConfigurationError(
-            f"Method {method.name}: balance means nothing to rule {rule.name}",
-            "Leave it out, or take a learned rule",
-        )
+    for name in ("window", "temperature") if rule.is_learned else ("balance",):
+        if getattr(method, name) != Method.model_fields[name].default:
+            raise ConfigurationError(
+                f"Method {method.name}: {name} means nothing to rule {rule.name}",
+                f"Leave it out, or take {'another' if rule.is_learned else 'a learned'} rule",
+            )
     if not rule.reads_backbone:
         return False
     if method.backbone is None:

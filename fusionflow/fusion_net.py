@@ -28,6 +28,8 @@ __all__ = ["BANDS", "FusionNet", "Head", "ModelCard", "make_net", "tap_channels"
 BANDS: Final = ("a", *DWT_DETAILS)
 #: How an empty band is shown: black for ``a``, middle grey for those that have both signs.
 _EMPTY: Final = (0.0, 0.5, 0.5, 0.5)
+#: Coefficients beyond this are seen as this: training shows none, and scans are not clipped.
+_MOST: Final = 1.2
 
 
 class ModelCard(Options):
@@ -121,7 +123,8 @@ class Head(nn.Module):
         count, _, rows, columns = mri.shape
         larger = mri.abs() - pet.abs()
         lean = (2 * balance - 1).view(-1, 1, 1, 1)
-        inputs = [mri, pet, larger, lean.expand(-1, 1, rows, columns)]
+        mri, pet = mri.clamp(-_MOST, _MOST), pet.clamp(-_MOST, _MOST)
+        inputs = [mri, pet, mri.abs() - pet.abs(), lean.expand(-1, 1, rows, columns)]
         if self.reduce:
             seen: torch.Tensor | float = 0.0
             for layer, features in zip(self.reduce, taps, strict=True):
@@ -183,7 +186,8 @@ class FusionNet(nn.Module):
         taps: Sequence[torch.Tensor] = ()
         if self.trunk is not None:
             empty = mri.new_tensor(_EMPTY).view(1, 1, -1, 1, 1)
-            images = (torch.stack([mri, pet], dim=1) + empty).flatten(0, 2)[:, None]
+            images = torch.stack([mri, pet], dim=1).clamp(-_MOST, _MOST)
+            images = (images + empty).flatten(0, 2)[:, None]
             with (
                 torch.set_grad_enabled(trained_trunk),
                 torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fusionflow.config import Wavelet
 from fusionflow.errors import ConfigurationError
 from fusionflow.options import Options, explained, read_options
+from fusionflow.torch_wavelet import check_mode
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
@@ -227,11 +228,27 @@ class TrainConfig(Options):
     def _one_level(cls, value: Wavelet) -> Wavelet:
         if value.levels != 1:
             raise ValueError("the learned rule merges the bands of one level")
+        check_mode(value)
         return value
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256 over all of it: a training is only resumed with the same."""
-        return hashlib.sha256(self.canonical().encode()).hexdigest()
+    @model_validator(mode="after")
+    def _there_is_something_to_unfreeze(self) -> Self:
+        if self.unfreeze != 0 and not self.reads_backbone:
+            raise ValueError("there is no backbone to unfreeze: reads_backbone is false")
+        return self
+
+    def described(self) -> dict[str, Any]:
+        """Return all that decides the result, but of files their names alone.
+
+        Where a file lies says nothing about what is in it, and may name a person.
+        """
+        options = self.model_dump(mode="json")
+        for source in (*options["train"], *options["validation"]):
+            for name in _paths_of(source):
+                source[name] = Path(source[name]).name
+        if _is_file(options["weights"]):
+            options["weights"] = Path(options["weights"]).name
+        return options
 
 
 def load_train_config(path: Path, instead: Mapping[str, Any] | None = None) -> TrainConfig:
@@ -254,23 +271,46 @@ def load_train_config(path: Path, instead: Mapping[str, Any] | None = None) -> T
     if str(given.get("unfreeze", "")).isdecimal():
         given["unfreeze"] = int(given["unfreeze"])
     content |= given
-    for name in ("train", "validation"):
-        sources = content.get(name)
-        for source in sources if isinstance(sources, list) else ():
-            _from_here(source, ("folder", "path", "t1w", "pet"), path.parent)
-    if str(content.get("weights", "")).endswith((".safetensors", ".pth")):
-        _from_here(content, ("weights",), path.parent)
     try:
+        for name in ("train", "validation"):
+            sources = content.get(name)
+            for source in sources if isinstance(sources, list) else ():
+                if isinstance(source, dict):
+                    _from_here(source, _paths_of(source), path.parent)
+        if _is_file(content.get("weights")):
+            _from_here(content, ("weights",), path.parent)
         return TrainConfig.model_validate(content)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error.message}", error.mend) from error
     except ValidationError as error:
         raise ConfigurationError(f"{path}: {explained(error)}") from error
 
 
-def _from_here(source: object, names: Sequence[str], folder: Path) -> None:
-    """Let paths begin at a folder, and name the home and variables."""
-    if isinstance(source, dict):
-        for name in names:
-            value = source.get(name)
-            if isinstance(value, str) and not (name == "pet" and source.get("kind") == "pictures"):
-                expanded = Path(os.path.expandvars(value)).expanduser()
-                source[name] = str((folder / expanded).resolve())
+def _paths_of(source: Mapping[str, Any]) -> list[str]:
+    """Return which options of a source are paths."""
+    names = ["folder", "path", "t1w"]
+    if source.get("kind") == "volumes":  # of pictures it says how colours are read
+        names.append("pet")
+    return [name for name in names if isinstance(source.get(name), str)]
+
+
+def _is_file(weights: object) -> bool:
+    return str(weights).endswith((".safetensors", ".pth"))
+
+
+def _from_here(options: dict[str, Any], names: Sequence[str], folder: Path) -> None:
+    """Let paths begin at a folder, and name the home and variables.
+
+    Raises
+    ------
+    ConfigurationError
+        If a variable has no value.
+    """
+    for name in names:
+        expanded = os.path.expandvars(options[name])
+        if unset := re.search(r"\$(\w+|\{[^}]*\})", expanded):
+            raise ConfigurationError(
+                f"{name}: {options[name]}: the variable {unset[0]} of the environment is not set",
+                f"export {unset[0].strip('${}')}=FOLDER",
+            )
+        options[name] = str((folder / Path(expanded).expanduser()).resolve())

@@ -7,6 +7,7 @@ after a break sees what it would have seen without.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from fusionflow.config import ConformOptions, InputOptions
 from fusionflow.conform import conform
-from fusionflow.errors import ConfigurationError
+from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.images import find_pair_folders, read_pair
 from fusionflow.io.inputs import find_scans
 from fusionflow.phantom import make_phantom
@@ -38,7 +39,7 @@ from fusionflow.train_config import (
     Volumes,
 )
 
-__all__ = ["SlicePair", "draw", "read_slices"]
+__all__ = ["Batch", "SlicePair", "check_apart", "checksum", "draw", "read_slices"]
 
 #: Share of a slice that must be brighter than this, in the MRI, for it to be worth reading.
 _LEAST_HEAD, _DARK = 0.05, 0.1
@@ -62,6 +63,33 @@ class SlicePair:
     mri: FloatArray
     pet: FloatArray
 
+    def checksum(self) -> str:
+        """Return a SHA-256 over the values, whatever the slice is called."""
+        shape = str(self.mri.shape).encode()
+        return hashlib.sha256(shape + self.mri.tobytes() + self.pet.tobytes()).hexdigest()
+
+
+def checksum(slices: Sequence[SlicePair]) -> str:
+    """Return a SHA-256 over the values of some slices, in their order."""
+    return hashlib.sha256("".join(pair.checksum() for pair in slices).encode()).hexdigest()
+
+
+def check_apart(train: Sequence[SlicePair], validation: Sequence[SlicePair]) -> None:
+    """Make sure that no slice is both trained on and validated with.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is.
+    """
+    seen = {pair.checksum(): pair.name for pair in train}
+    for pair in validation:
+        if pair.checksum() in seen:
+            raise ConfigurationError(
+                f"The slice {pair.name} is there to train on and to validate with",
+                "Validate with slices of other people",
+            )
+
 
 def read_slices(sources: Sequence[Source]) -> list[SlicePair]:
     """Read all slices of some sources that show a head.
@@ -78,7 +106,11 @@ def read_slices(sources: Sequence[Source]) -> list[SlicePair]:
         before = len(found)
         found += _READERS[source.kind](source)
         if len(found) == before:
-            raise ConfigurationError(f"There are no slices to train on in {source.canonical()}")
+            raise ConfigurationError(
+                f"No slice that shows a head comes from {source.canonical()}",
+                f"Its pictures must match `names`, its scans have a T1w and a PET, and slices be "
+                f"at least {_LEAST_SIDE} pixels wide and high",
+            )
     return found
 
 
@@ -91,6 +123,12 @@ def _of_pictures(source: Source) -> Iterator[SlicePair]:
     ]
     for pair in pairs[:: source.every]:
         read = read_pair(pair, source.pet)
+        if min(read.mri.shape) < _LEAST_SIDE:
+            raise InputError(
+                f"{pair.mri} has {read.mri.shape[1]} x {read.mri.shape[0]} pixels; the figures of "
+                f"a slice need {_LEAST_SIDE} or more each way",
+                "Take it out, or name others with `names`",
+            )
         yield SlicePair(pair.name, read.mri.astype(np.float32), read.pet.astype(np.float32))
 
 
@@ -152,6 +190,10 @@ class Batch:
     mri: torch.Tensor
     pet: torch.Tensor
     balance: torch.Tensor
+
+    def to(self, device: str) -> Batch:
+        """Return the same on a device."""
+        return Batch(self.mri.to(device), self.pet.to(device), self.balance.to(device))
 
 
 def draw(slices: Sequence[SlicePair], config: TrainConfig, step: int) -> Batch:

@@ -10,40 +10,39 @@ from __future__ import annotations
 
 import math
 import platform
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from torch import nn
 
 import fusionflow
-from fusionflow import losses, torch_wavelet
-from fusionflow.backbones import Trunk, build_trunk, resolve_weights
+from fusionflow.backbones import build_trunk, resolve_weights
 from fusionflow.checkpoint import Epoch, State, resume, write_checkpoint, write_history
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.fusion_net import FusionNet, ModelCard, make_net
-from fusionflow.io.files import write_bytes
 from fusionflow.learned import halved, write_model
 from fusionflow.objective import objective
-from fusionflow.pictures import mosaic
+from fusionflow.runlock import RunLock
 from fusionflow.stages import torch_threads
 from fusionflow.train_config import TrainConfig
-from fusionflow.train_data import Batch, SlicePair, draw, read_slices
+from fusionflow.train_data import SlicePair, check_apart, checksum, draw, read_slices
 from fusionflow.untrusted import one_line
+from fusionflow.validation import draw_picture, fuse, validate
+from fusionflow.weights import Weights
 
 __all__ = ["Trained", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 HISTORY = "history.tsv"
-#: Balances at which validation slices are fused.
-BALANCES = (0.1, 0.5, 0.9)
+LOCK = "train.lock"
 _GRADIENT_NORM = 1.0
-_SHOWN = 4
 
 
 @dataclass
@@ -102,91 +101,90 @@ def train(
     WeightsNotFoundError
         If the weights of the backbone are not there.
     """
+    _check_device(device)
+    weights = resolve_weights(config.weights, config.backbone) if config.reads_backbone else None
+    net = _start(config, weights, name, licence)
+    trained = _trained_layers(net, config.unfreeze)
+    net.to(device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"Cannot make the folder {out}: {error.strerror}") from error
+    with RunLock(out / LOCK, uuid.uuid4().hex[:8]), torch_threads(config.threads):
+        slices, validation = read_slices(config.train), read_slices(config.validation)
+        check_apart(slices, validation)
+        tell(f"{len(slices)} slices to train on, {len(validation)} to validate with")
+        made_from = _made_from(config, weights, slices, validation, device)
+        state = State(net, _optimiser(net, trained, config))
+        if (out / CHECKPOINT).is_file():
+            resume(state, made_from, out / CHECKPOINT)
+            tell(f"going on after epoch {len(state.epochs)}")
+        while not _ended(state, config):
+            epoch = _one_epoch(state, config, slices, validation, device)
+            if state.best_epoch is epoch:
+                state.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
+            tell(_line(epoch, best=state.best_epoch is epoch))
+            write_checkpoint(state, made_from, out / CHECKPOINT)
+            write_history(state.epochs, out / HISTORY)
+            if epoch.number % config.pictures_every == 0:
+                path = out / f"epoch-{epoch.number:03}.png"
+                draw_picture(net, config, validation, device, path)
+        best = min(state.epochs, key=lambda epoch: epoch.objective)
+        # What the file holds is judged, rounded as it is.
+        net.load_state_dict(halved(state.best))
+        reached, of_file = validate(net, config, validation, device)
+        figures = {"epoch": best.number, "objective": reached, **of_file}
+        net.card = net.card.model_copy(update={"training": {**made_from, "validation": figures}})
+        write_history(state.epochs, out / HISTORY)
+        write_model(net, out / MODEL)
+        draw_picture(net, config, validation, device, out / "best.png")
+    return Trained(out / MODEL, best, state.epochs)
+
+
+def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(
             f"There is no device {device!r} here: {one_line(error, 200)}", "Take cpu"
         ) from error
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"Cannot make the folder {out}: {error.strerror}") from error
-    net = _start(config, name, licence)
-    trained = _trained_layers(net, config.unfreeze)
-    net.to(device)
-    groups = [
-        {"params": list(net.head.parameters()), "lr": config.learning_rate},
-        {"params": trained, "lr": config.backbone_learning_rate},
-    ]
-    state = State(net, torch.optim.Adam([group for group in groups if group["params"]]))
-    if (out / CHECKPOINT).is_file():
-        resume(state, config, out / CHECKPOINT)
-        tell(f"going on after epoch {len(state.epochs)}")
-    train_slices, validation = read_slices(config.train), read_slices(config.validation)
-    tell(f"{len(train_slices)} slices to train on, {len(validation)} to validate with")
-    card = net.card.model_copy(update={"training": _provenance(config, train_slices, validation)})
-    net.card = card
-    with torch_threads(config.threads):
-        while not _ended(state, config):
-            epoch = _one_epoch(state, config, train_slices, validation, device)
-            if state.best_epoch is epoch:
-                state.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
-            tell(_line(epoch, best=state.best_epoch is epoch))
-            write_checkpoint(state, config, out / CHECKPOINT)
-            write_history(state.epochs, out / HISTORY)
-            if epoch.number % config.pictures_every == 0:
-                _picture(net, config, validation, device, out / f"epoch-{epoch.number:03}.png")
-        best = state.best_epoch
-        if best is None:
-            raise ConfigurationError("A training has at least one epoch")
-        # What the file holds is judged, rounded as it is.
-        net.load_state_dict(halved(state.best))
-        reached, of_file = validate(net, config, validation, device)
-        figures = {"epoch": best.number, "objective": reached, **of_file}
-        net.card = card.model_copy(update={"training": {**card.training, "validation": figures}})
-        write_history(state.epochs, out / HISTORY)
-        write_model(net, out / MODEL)
-        _picture(net, config, validation, device, out / "best.png")
-    return Trained(out / MODEL, best, state.epochs)
 
 
-def fuse(net: FusionNet, batch: Batch, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return fused slices, (n, y, x), and the MRI's weights, (n, 4, y', x')."""
-    (of_mri,), (of_pet,) = (
-        torch_wavelet.decompose(images, config.transform) for images in (batch.mri, batch.pet)
-    )
-    weights = net(
-        of_mri,
-        of_pet,
-        batch.balance,
-        bfloat16=config.precision == "bfloat16",
-        trained_trunk=config.unfreeze != 0,
-    )
-    bands = weights * of_mri + (1 - weights) * of_pet
-    shape = (batch.mri.shape[1], batch.mri.shape[2])
-    return torch_wavelet.reconstruct([bands], shape, config.transform), weights
-
-
-def _start(config: TrainConfig, name: str | None, licence: str) -> FusionNet:
+def _start(
+    config: TrainConfig, weights: Weights | None, name: str | None, licence: str
+) -> FusionNet:
     """Return the net before training."""
-    trunk: Trunk | None = None
-    start = "no backbone"
-    if config.reads_backbone:
-        weights = resolve_weights(config.weights, config.backbone)
-        trunk, start = build_trunk(weights, config.taps), weights.description
     card = ModelCard(
-        name=name or f"dwt-{config.backbone}",
+        name=name or default_name(config, weights),
         backbone=config.backbone,
         taps=config.taps,
         transform=config.transform,
         reads_backbone=config.reads_backbone,
         width=config.width,
         seen=config.seen,
-        start=start,
+        start=weights.description if weights else "no backbone",
         licence=licence,
     )
-    return make_net(card, trunk, config.seed)
+    return make_net(card, build_trunk(weights, config.taps) if weights else None, config.seed)
+
+
+def default_name(config: TrainConfig, weights: Weights | None) -> str:
+    """Return what a model is called: the paper's names are for pretrained backbones alone."""
+    if weights is None:
+        return "dwt-no-cnn"
+    if weights.is_random:
+        return f"dwt-{config.backbone}-{'scratch' if config.unfreeze == 'all' else 'random'}"
+    return f"dwt-{config.backbone}"
+
+
+def _optimiser(
+    net: FusionNet, trained: Sequence[nn.Parameter], config: TrainConfig
+) -> torch.optim.Adam:
+    groups = [
+        {"params": list(net.head.parameters()), "lr": config.learning_rate},
+        {"params": list(trained), "lr": config.backbone_learning_rate},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]])
 
 
 def _trained_layers(net: FusionNet, unfreeze: int | str) -> list[nn.Parameter]:
@@ -228,7 +226,7 @@ def _one_epoch(
     for step in range((number - 1) * config.steps, number * config.steps):
         for group, peak in zip(state.optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * _share(step, config)
-        batch = _to(draw(slices, config, step), device)
+        batch = draw(slices, config, step).to(device)
         fused, _ = fuse(net, batch, config)
         loss = objective(batch, fused, config.loss).mean()
         if not torch.isfinite(loss):
@@ -260,42 +258,6 @@ def _share(step: int, config: TrainConfig) -> float:
     return min(rising, 1.0) * max(falling, 0.01)
 
 
-@torch.no_grad()
-def validate(
-    net: FusionNet, config: TrainConfig, slices: Sequence[SlicePair], device: str = "cpu"
-) -> tuple[float, dict[str, float]]:
-    """Return the objective over whole slices, and the figures that an `Epoch` has."""
-    reached: list[float] = []
-    rows: list[dict[str, float]] = []
-    middle = BALANCES.index(0.5)
-    for pair in slices:
-        batch = _to(_whole(pair), device)
-        fused, weights = fuse(net, batch, config)
-        fused = fused.clamp(0, 1)
-        reached.append(float(objective(batch, fused, config.loss).mean()))
-        figures = losses.figures(batch.mri, batch.pet, fused).table()
-        shares = weights.mean(dim=(1, 2, 3))
-        rows.append(
-            {
-                **{name: float(values[middle]) for name, values in figures.items()},
-                "weight_low": float(shares[0]),
-                "weight_high": float(shares[-1]),
-            }
-        )
-    return float(np.mean(reached)), {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
-
-
-def _whole(pair: SlicePair) -> Batch:
-    """Return a slice once for each balance that is looked at."""
-    count = len(BALANCES)
-    mri, pet = (torch.from_numpy(image).expand(count, -1, -1) for image in (pair.mri, pair.pet))
-    return Batch(mri, pet, torch.tensor(BALANCES))
-
-
-def _to(batch: Batch, device: str) -> Batch:
-    return Batch(batch.mri.to(device), batch.pet.to(device), batch.balance.to(device))
-
-
 def _ended(state: State, config: TrainConfig) -> bool:
     best = state.best_epoch
     if best is None:
@@ -313,40 +275,27 @@ def _line(epoch: Epoch, *, best: bool) -> str:
     )
 
 
-def _provenance(
-    config: TrainConfig, train_slices: Sequence[SlicePair], validation: Sequence[SlicePair]
+def _made_from(
+    config: TrainConfig,
+    weights: Weights | None,
+    train: Sequence[SlicePair],
+    validation: Sequence[SlicePair],
+    device: str,
 ) -> dict[str, Any]:
-    """Return what a model tells of how it was made; nothing that differs from run to run."""
+    """Return all that decides the bits of a training."""
     return {
-        "config": config.model_dump(mode="json"),
-        "train_slices": len(train_slices),
-        "validation_slices": len(validation),
+        "config": config.described(),
+        "weights": weights.identity if weights else None,
+        "data": {
+            name: {"slices": len(slices), "sha256": checksum(slices)}
+            for name, slices in (("train", train), ("validation", validation))
+        },
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "versions": {
             "fusionflow": fusionflow.__version__,
             "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
             "python": platform.python_version(),
         },
     }
-
-
-@torch.no_grad()
-def _picture(
-    net: FusionNet,
-    config: TrainConfig,
-    slices: Sequence[SlicePair],
-    device: str,
-    path: Path,
-) -> None:
-    """Draw some validation slices: the sources, and what becomes of them along the knob."""
-    shape = slices[0].mri.shape
-    same = [pair for pair in slices if pair.mri.shape == shape]
-    chosen = [same[i] for i in np.linspace(0, len(same) - 1, min(_SHOWN, len(same))).astype(int)]
-    rows = {"MRI": [pair.mri for pair in chosen], "PET": [pair.pet for pair in chosen]}
-    along = [fuse(net, _to(_whole(pair), device), config)[0].cpu().numpy() for pair in chosen]
-    for index, balance in enumerate(BALANCES):
-        rows[f"balance {balance:g}"] = [images[index] for images in along]
-    volumes = {title: np.stack(images)[:, ::-1] for title, images in rows.items()}
-    picture = mosaic(volumes, range(len(chosen)), ", ".join(pair.name for pair in chosen))
-    stream = BytesIO()
-    picture.save(stream, "PNG")
-    write_bytes(path, stream.getvalue())

@@ -107,6 +107,21 @@ class TestPromises:
         for other in others:
             np.testing.assert_allclose(first, other, atol=1e-6)
 
+    def test_what_is_brighter_than_any_training_keeps_its_place(self, model, slices):
+        """A hot lesion is far beyond the window: it is chosen, and its surroundings as before."""
+        mri, pet = slices[0][:1] / 4, slices[1][:1] / 4
+        hot = pet.copy()
+        hot[0, 2:6, 2:6] = 40
+        recipe = make_recipe(method_of(model))
+        before, after = fuse_slices(mri, pet, recipe), fuse_slices(mri, hot, recipe)
+        assert (after[0, 3:5, 3:5] > 38).all()
+        np.testing.assert_array_equal(after[0, 28:, 28:], before[0, 28:, 28:])
+
+    @pytest.mark.parametrize("update", [{"window": 5}, {"temperature": 1.0}])
+    def test_options_of_other_rules_are_refused(self, model, update):
+        with pytest.raises(ConfigurationError, match=f"{next(iter(update))} means nothing"):
+            make_recipe(method_of(model, **update))
+
     def test_balance_leans(self, tmp_path, slices):
         path = tmp_path / "new.safetensors"
         learned.write_model(make(), path)

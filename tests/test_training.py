@@ -1,6 +1,7 @@
 """Training: what it learns, what it keeps, and that breaks change nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,19 +14,22 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter
 
-from fusionflow import learned, torch_wavelet
+from fusionflow import learned, torch_wavelet, training
 from fusionflow.backbones import build_trunk
 from fusionflow.cli import main
 from fusionflow.config import load_config
-from fusionflow.errors import ConfigurationError, WeightsError
+from fusionflow.errors import ConfigurationError, InputError, LockedError, WeightsError
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
 from fusionflow.objective import objective
 from fusionflow.train_config import Augmentation, Loss, TrainConfig, load_train_config
 from fusionflow.train_data import Batch, SlicePair, draw, read_slices
-from fusionflow.training import CHECKPOINT, HISTORY, MODEL, fuse, train
+from fusionflow.training import CHECKPOINT, HISTORY, MODEL, train
+from fusionflow.validation import fuse
 from fusionflow.weights import Weights
 
 SMALL = {
@@ -51,7 +55,10 @@ def pictures(tmp_path_factory):
 def small(pictures):
     def small(**update):
         source = {"kind": "pictures", "folder": str(pictures), "pet": "grey"}
-        data = {"train": [{**source, "names": "[0-3]"}], "validation": [{**source, "every": 3}]}
+        data = {
+            "train": [{**source, "names": "[0-3]"}],
+            "validation": [{**source, "names": "[45]"}],
+        }
         return TrainConfig.model_validate({**SMALL, **data, **update})
 
     return small
@@ -168,7 +175,7 @@ class TestBreaks:
             train(small(), tmp_path / "broken", tell=stop)
         told = []
         again = train(small(), tmp_path / "broken", tell=told.append)
-        assert told[0] == "going on after epoch 1"
+        assert told[1] == "going on after epoch 1"
         assert again.model.read_bytes() == whole.model.read_bytes()
         for name in (HISTORY, CHECKPOINT, "best.png"):
             one, other = (tmp_path / folder / name for folder in ("whole", "broken"))
@@ -205,8 +212,52 @@ class TestBreaks:
 
     def test_another_configuration_is_refused(self, small, tmp_path):
         train(small(), tmp_path)
-        with pytest.raises(ConfigurationError, match="a training with another configuration"):
+        with pytest.raises(ConfigurationError, match=r"that differs in config\.seed\. Give"):
             train(small(seed=1), tmp_path)
+
+    def test_other_data_under_the_same_names_are_refused(self, small, pictures, tmp_path):
+        folder = shutil.copytree(pictures, tmp_path / "pairs")
+        source = {"kind": "pictures", "folder": str(folder), "pet": "grey", "names": "[0-3]"}
+        train(small(train=[source]), tmp_path / "out")
+        train(small(train=[source]), tmp_path / "out")
+        (folder / "PET/1.png").write_bytes((folder / "PET/2.png").read_bytes())
+        with pytest.raises(ConfigurationError, match=r"differs in data\.train\.sha256"):
+            train(small(train=[source]), tmp_path / "out")
+
+    def test_where_data_lie_does_not_matter(self, small, pictures, tmp_path):
+        folder = shutil.copytree(pictures, tmp_path / "elsewhere" / pictures.name)
+        one = train(small(), tmp_path / "one")
+        source = {"kind": "pictures", "folder": str(folder), "pet": "grey"}
+        data = {
+            "train": [{**source, "names": "[0-3]"}],
+            "validation": [{**source, "names": "[45]"}],
+        }
+        moved = train(small(**data), tmp_path / "other")
+        assert moved.model.read_bytes() == one.model.read_bytes()
+        assert b"elsewhere" not in moved.model.read_bytes()
+
+    @pytest.mark.parametrize("part", ["net.", "best.", "adam."])
+    def test_a_checkpoint_that_lacks_something_is_told(self, small, tmp_path, part):
+        train(small(epochs=1), tmp_path)
+        path = tmp_path / CHECKPOINT
+        tensors = load_file(path)
+        with safe_open(path, "pt") as stream:
+            kept = stream.metadata()
+        del tensors[next(name for name in sorted(tensors) if name.startswith(part))]
+        save_file(tensors, path, kept)
+        with pytest.raises(WeightsError, match=r"cannot be gone on from.*begin anew"):
+            train(small(epochs=1), tmp_path)
+
+    def test_two_at_once_are_refused(self, small, tmp_path):
+        def second(line):
+            if line.startswith("epoch"):
+                with pytest.raises(LockedError):
+                    train(small(), tmp_path)
+                refused.append(line)
+
+        refused = []
+        train(small(), tmp_path, tell=second)
+        assert len(refused) == 3
 
     @pytest.mark.parametrize("keep", [0, 10, 3000])
     def test_a_damaged_checkpoint_is_told(self, small, tmp_path, keep):
@@ -313,8 +364,38 @@ class TestData:
 
     def test_none_that_match_are_told(self, pictures, small, tmp_path):
         source = {"kind": "pictures", "folder": str(pictures), "names": "no*", "pet": "grey"}
-        with pytest.raises(ConfigurationError, match=r"no slices to train on in .*no\*"):
+        with pytest.raises(ConfigurationError, match=r"No slice that shows a head .*no\*.*`names`"):
             train(small(train=[source]), tmp_path)
+
+    def test_slices_too_small_for_figures_are_told(self, small, tmp_path):
+        for kind in ("MRI", "PET"):
+            (tmp_path / kind).mkdir()
+            Image.fromarray(np.full((40, 64), 99, np.uint8)).save(tmp_path / kind / "s.png")
+        source = {"kind": "pictures", "folder": str(tmp_path), "pet": "grey"}
+        with pytest.raises(InputError, match=r"s\.png has 64 x 40 pixels"):
+            train(small(validation=[source]), tmp_path / "out")
+
+    def test_what_is_trained_on_does_not_validate(self, small, pictures, tmp_path):
+        source = {"kind": "pictures", "folder": str(pictures), "names": "3", "pet": "grey"}
+        with pytest.raises(ConfigurationError, match="slice 3 is there to train on and to val"):
+            train(small(validation=[source]), tmp_path)
+
+    def test_the_best_epoch_is_kept_and_not_the_last(self, small, tmp_path, monkeypatch):
+        """Also when the training goes on after the best."""
+        objectives, states = iter([3.0, 1.0, 2.0, 2.0, 0.0]), []
+        real = training.validate
+
+        def judged(net, *rest):
+            states.append({k: v.clone() for k, v in net.state_dict().items()})
+            return next(objectives), real(net, *rest)[1]
+
+        monkeypatch.setattr(training, "validate", judged)
+        trained = train(small(epochs=4, learning_rate=0.01), tmp_path)
+        assert trained.best.number == 2
+        kept = learned.read_model(trained.model).state_dict()
+        for name, tensor in learned.halved(states[1]).items():
+            assert torch.equal(kept[name].half(), tensor)
+        assert any(not torch.equal(states[1][name], states[3][name]) for name in kept)
 
 
 class TestConfiguration:
@@ -331,6 +412,30 @@ class TestConfiguration:
         assert config.validation[0].path == str(tmp_path / "elsewhere/bids")
         assert config.weights == str(tmp_path / "w/vgg19.safetensors")
         assert (config.seed, config.unfreeze) == (0, 2)
+        assert str(tmp_path) not in str(config.described())
+
+    def test_a_variable_without_a_value_is_told(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("SOME_DATA", raising=False)
+        path = tmp_path / "train.yaml"
+        for written in ("$SOME_DATA", "${SOME_DATA}"):
+            path.write_text(
+                "train: [{kind: phantoms, count: 1}]\n"
+                f"validation: [{{kind: scans, path: '{written}/bids'}}]\n"
+            )
+            with pytest.raises(ConfigurationError, match=r"train\.yaml: .*not set.*SOME_DATA="):
+                load_train_config(path)
+
+    @pytest.mark.parametrize(
+        ("update", "name"),
+        [
+            ({}, "dwt-vgg19-random"),
+            ({"unfreeze": "all"}, "dwt-vgg19-scratch"),
+            ({"reads_backbone": False}, "dwt-no-cnn"),
+        ],
+    )
+    def test_the_papers_names_are_for_pretrained_backbones(self, small, tmp_path, update, name):
+        trained = train(small(epochs=1, **update), tmp_path)
+        assert learned.read_card(trained.model).name == name
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -341,6 +446,12 @@ class TestConfiguration:
             ("train: [{kind: films}]\nvalidation: []", "films"),
             ("unfreeze: some", "unfreeze"),
             ("transform: {levels: 2}", "one level"),
+            ("transform: {mode: smooth}", "'smooth' is not there in torch"),
+            (
+                "reads_backbone: false\nunfreeze: 1\n"
+                "train: [{kind: phantoms, count: 1}]\nvalidation: [{kind: phantoms, count: 1}]",
+                "no backbone to unfreeze",
+            ),
         ],
     )
     def test_what_is_wrong_is_named(self, tmp_path, text, said):
