@@ -1,16 +1,24 @@
-"""DICOM series of made-up people, with something to find in every field that can hold a name."""
+"""DICOM series of made-up people, with a name in every field that can hold one; and converted."""
 
 from __future__ import annotations
 
 import datetime
+import gzip
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from click.testing import CliRunner
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from fusionflow.cli import main
+from fusionflow.io.dicom_bids import convert_dicom
 
 MR, PET = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
 SHAPE = (16, 12, 10)  # slices, rows, columns
@@ -37,6 +45,10 @@ class Person:
         texts |= {part for text in (self.name, self.physician) for part in text.split("^")}
         texts |= {self.issuer, f"{self.born[:4]}-{self.born[4:6]}-{self.born[6:]}"}
         return {text for text in texts if len(text) > 3}
+
+
+ERIKA = Person("Mustermann^Erika", "PID-5551234")
+HEINZ = Person("Strunk^Heinz", "PID-5559876", born="19620517", accession="ACC1234567")
 
 
 @dataclass
@@ -182,3 +194,56 @@ def save(d: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     d.save_as(path, enforce_file_format=True)
     return path
+
+
+def pair(folder: Path, study: Study, **tags) -> Path:
+    """Write an MR and a PET of one study."""
+    study.write(folder / "mr", "MR", voxels(1), **tags)
+    study.write(folder / "pet", "PT", voxels(2), slopes=2.5)
+    return folder
+
+
+def change(path: Path, **tags) -> None:
+    """Write a file with other values of some tags."""
+    d = dcmread(path)
+    for tag, value in tags.items():
+        setattr(d, tag, value)
+    save(d, path)
+
+
+def convert(place: Path, **options):
+    options.setdefault("key", place / "key")
+    return convert_dicom(place / "dicom", place / "bids", **options)
+
+
+def command(place: Path, *options: str):
+    arguments = ["dicom", place / "dicom", place / "bids", "--key", place / "key", *options]
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def sidecar(place: Path, suffix: str) -> dict:
+    (path,) = (place / "bids").glob(f"sub-*/ses-*/*/*_{suffix}.json")
+    return json.loads(path.read_text())
+
+
+def image(place: Path, suffix: str) -> nib.Nifti1Image:
+    (path,) = (place / "bids").glob(f"sub-*/ses-*/*/*_{suffix}.nii.gz")
+    return nib.load(path)
+
+
+def by_world(image: nib.Nifti1Image) -> np.ndarray:
+    """Return values with axes as DICOM's axial slices lie: (frame), slice, row, column."""
+    ras = nib.as_closest_canonical(image)
+    return ras.get_fdata()[::-1, ::-1].T  # columns grow to the left, rows to the back
+
+
+def content(path: Path) -> bytes:
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
+
+
+def leaks(text: bytes, secrets: set[str]) -> set[str]:
+    """Return which secrets a text holds, in any case and as 8 or 16 bit characters."""
+    folded = text.lower()
+    forms = ("utf-8", "latin-1", "utf-16-le")
+    return {s for s in secrets for form in forms if s.lower().encode(form, "replace") in folded}

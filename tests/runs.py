@@ -1,4 +1,4 @@
-"""What tests of whole runs share: labels of the phantom cohort, a configuration, leftovers."""
+"""What tests of whole runs share: a small cohort, its labels, a configuration, leftovers."""
 
 from pathlib import Path
 
@@ -7,11 +7,17 @@ from fusionflow.config import METHODS, ConformOptions, RunConfig
 from fusionflow.io.nifti import read_header
 from fusionflow.io.store import Layout
 from fusionflow.ledger import OutputPaths
-from fusionflow.phantom import COHORT
+from fusionflow.phantom import COHORT, write_cohort
 from fusionflow.stages import Job
 from fusionflow.survey import new_attempt, request_of
 
 LABELS = [f"sub-{subject}_ses-{session}" for subject, session in COHORT]
+
+
+def small_cohort(folder):
+    """Write four scans of three subjects, small enough for many runs, and return their folder."""
+    write_cohort(folder, shape=(40, 48, 40))
+    return folder
 
 
 def config(method="dwt-vgg19", **update):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from runs import small_cohort
 
 import fusionflow as ff
 from fusionflow.cli import main
-from fusionflow.phantom import write_cohort
 
 BIN = Path(sys.executable).parent
 
@@ -25,9 +25,7 @@ def fusionflow(*arguments, command=("fusionflow",), **options):
 
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli") / "bids"
-    write_cohort(folder, shape=(40, 48, 40))
-    return folder
+    return small_cohort(tmp_path_factory.mktemp("cli") / "bids")
 
 
 def test_a_cohort_with_trouble(bids, tmp_path):

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from colours import ALL, NAMES, lightness, painted, photograph, smooth
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -16,7 +17,6 @@ from scipy import ndimage
 from fusionflow.colour import (
     HEAT,
     TABLES,
-    ColourTable,
     _coloured,
     colourise,
     fit_table,
@@ -29,87 +29,13 @@ from fusionflow.colour import (
 )
 from fusionflow.errors import ImageError, InputError
 
-ALL = [*TABLES.values(), HEAT]
-NAMES = [table.name for table in ALL]
 each_table = pytest.mark.parametrize("table", ALL, ids=NAMES)
-
-
-def painted(table, levels):
-    """Return levels 0..1 as 8-bit colours of a table."""
-    return np.round(table.colour_at(levels) * 255).astype(np.uint8)
-
-
-def smooth(seed=0, size=128):
-    """Return a smooth head of uptake on nothing, 0..1, that reaches both ends of the scale."""
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(size, size)), 8)
-    noise = (noise - noise.min()) / np.ptp(noise)
-    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    levels = noise * ndimage.gaussian_filter((x**2 + y**2 < 0.7).astype(float), 4)
-    return levels / levels.max()
 
 
 def jpeg(picture, quality):
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=quality)
     return np.asarray(Image.open(stream))
-
-
-def photograph(seed, size=96):
-    """Return an image with the spectrum of a photograph, its three channels unlike."""
-    spectrum = np.fft.fftfreq(size)[:, None] ** 2 + np.fft.fftfreq(size)[None] ** 2
-    spectrum[0, 0] = 1
-    noise = np.random.default_rng(seed).normal(size=(3, size, size))
-    channels = np.fft.ifft2(np.fft.fft2(noise) / np.sqrt(spectrum)).real
-    ranks = channels.reshape(3, -1).argsort(axis=1).argsort(axis=1).reshape(3, size, size)
-    return np.ascontiguousarray((ranks * 256 // size**2).astype(np.uint8).transpose(1, 2, 0))
-
-
-def lightness(rgb):
-    """Return CIE L* of an sRGB image."""
-    color = pytest.importorskip("skimage.color")
-    return color.rgb2lab(rgb)[..., 0]
-
-
-class TestKnownTables:
-    def test_the_pet_table_runs_black_blue_yellow_red_magenta(self):
-        colours = TABLES["harvard-pet"].colours * 255
-        assert_allclose(
-            colours[[0, 15, 31, 63, 95, 127]],
-            [[0, 0, 0], [0, 0, 123], [0, 85, 255], [255, 255, 0], [255, 0, 0], [255, 0, 255]],
-        )
-
-    def test_luminance_of_the_pet_table_peaks_at_yellow(self):
-        brightness = luminance(painted(TABLES["harvard-pet"], np.linspace(0, 1, 128))[None])[0]
-        assert brightness.argmax() == 63
-        assert brightness[-1] < 0.5 * brightness[63]
-
-    @pytest.mark.parametrize(
-        ("name", "theirs", "bound"),
-        [
-            ("grey", "gray", 0.01),
-            ("jet", "jet", 0.51),
-            ("hot", "hot", 0.51),
-            ("nipy-spectral", "nipy_spectral", 0.51),
-            *((name, name, 1.5) for name in ("viridis", "plasma", "inferno", "magma")),
-            *((name, name, 1.5) for name in ("cividis", "turbo")),
-        ],
-    )
-    def test_are_those_of_matplotlib(self, name, theirs, bound):
-        matplotlib = pytest.importorskip("matplotlib")
-        wanted = matplotlib.colormaps[theirs](np.linspace(0, 1, 256))[:, :3]
-        assert np.abs(TABLES[name].colours - wanted).max() * 255 <= bound
-
-    @pytest.mark.parametrize("name", ["grey", "hot", "viridis", "inferno", "heat"])
-    def test_ordered_ones_grow_lighter(self, name):
-        table = {**TABLES, "heat": HEAT}[name]
-        assert np.diff(lightness(table.colours[None])[0]).min() > -0.6
-
-    @pytest.mark.parametrize(
-        "colours", [np.zeros((1, 3)), np.zeros((4, 4)), np.full((3, 3), 1.1), [[np.nan] * 3] * 2]
-    )
-    def test_a_table_that_is_none_is_refused(self, colours):
-        with pytest.raises(InputError, match="colour table odd"):
-            ColourTable("odd", np.asarray(colours))
 
 
 class TestUptake:
@@ -204,85 +130,6 @@ class TestRecognise:
     def test_no_tables_is_an_error(self):
         with pytest.raises(InputError, match="No colour tables"):
             recognise(photograph(0), [])
-
-
-class TestFitTable:
-    @pytest.mark.parametrize("name", ["harvard-pet", "harvard-spect", "hot", "viridis", "turbo"])
-    def test_finds_the_table_of_images_that_use_all_of_it(self, name):
-        table = TABLES[name]
-        count = len(table.colours)
-        levels = np.round(smooth(size=256) * (count - 1)) / (count - 1)
-        levels[:8] = 0
-        levels[8:10, :count] = np.linspace(0, 1, count)
-        image = painted(table, levels)
-        off = np.abs(uptake(image, fit_table([image])) - levels)
-        assert off.max() < 4 / count  # viridis has three levels twice in 8 bits
-
-    def test_finds_the_order_in_resampled_images(self):
-        levels = smooth()
-        small = Image.fromarray(painted(TABLES["harvard-pet"], levels))
-        image = np.asarray(small.resize((256, 256), Image.BICUBIC))
-        wanted = uptake(image, TABLES["harvard-pet"]).ravel()
-        ranks = [
-            part.argsort().argsort() for part in (wanted, uptake(image, fit_table([image])).ravel())
-        ]
-        assert np.corrcoef(ranks)[0, 1] > 0.99
-
-    @pytest.mark.parametrize(
-        ("image", "reason"),
-        [
-            (photograph(0), "along"),
-            (np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8), "curve|along"),
-            (np.zeros((8, 8, 3), np.uint8), "too few"),
-            (np.random.default_rng(0).integers(0, 4, (64, 64, 3), np.uint8), "apart from"),
-        ],
-        ids=["photograph", "noise", "blank", "nearly blank"],
-    )
-    def test_colours_on_no_curve_are_refused(self, image, reason):
-        with pytest.raises(InputError, match=reason):
-            fit_table([image])
-
-    def test_no_image_is_an_error(self):
-        with pytest.raises(InputError, match="No images"):
-            fit_table([])
-
-
-class TestReadTable:
-    @pytest.mark.parametrize(
-        "text",
-        ["0,0,0\n255,0,51\n", "# mine\nred,green,blue\n0,0,0\n255,0,51\n", "0,0,0\n1,0,0.2\n"],
-        ids=["bytes", "headed", "shares"],
-    )
-    def test_reads_rows_of_colours(self, tmp_path, text):
-        path = tmp_path / "mine.csv"
-        path.write_text(text)
-        table = read_table(path)
-        assert table.name == "mine"
-        assert_allclose(table.colours, [[0, 0, 0], [1, 0, 0.2]])
-
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            ("0,0,0\n1,2\n", "line 2"),
-            ("0,0,0\n1,2,x\n", "line 2"),
-            ("a,b,c\nd,e,f\n", "line 2"),
-            ("0,0,0\n1,2,256\n", "line 2"),
-            ("0,0,0\n1,2,nan\n", "line 2"),
-            ("0,0,0\n", "1 colours"),
-            ("0,0,0\n" + "1" * 200_000, "cannot be read: field larger than"),
-            ("0,0,0\n" * 200_000, "cannot be read: .*Larger than"),
-            ("0,0,0\n" + "1," * 1000, r"line 2 is not numbers: [1,]{60} \.\.\."),
-        ],
-    )
-    def test_says_what_is_wrong_and_where(self, tmp_path, text, reason):
-        path = tmp_path / "mine.csv"
-        path.write_text(text)
-        with pytest.raises(InputError, match=reason):
-            read_table(path)
-
-    def test_a_missing_file_is_an_error(self, tmp_path):
-        with pytest.raises(InputError, match="cannot be read"):
-            read_table(tmp_path / "none.csv")
 
 
 class TestPublishedConvention:

@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from dicoms import NOON, SHAPE, Person, Study, save
+from dicoms import ERIKA, NOON, SHAPE, Person, Study, save
 from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -18,8 +18,6 @@ from fusionflow.io.dicom_labels import Key, Labels, read_labels
 from fusionflow.io.dicom_pairs import make_plan
 from fusionflow.io.dicom_sidecar import Frame, pet_fields, scrubbed
 from fusionflow.io.dicom_tags import Tags
-
-ERIKA = Person("Mustermann^Erika", "PID-5551234")
 
 
 class TestIndex:

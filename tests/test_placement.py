@@ -4,11 +4,11 @@ import distributed
 import numpy as np
 import pytest
 import xarray as xr
+from runs import small_cohort
 
 import fusionflow as ff
 from fusionflow.config import METHODS, RunConfig
 from fusionflow.errors import PlacementError
-from fusionflow.phantom import write_cohort
 
 METHOD = METHODS["dwt-vgg19"].model_copy(update={"weights": "random:0"})
 
@@ -104,7 +104,7 @@ def assert_placed(client, stream, gpu_worker, count):
 
 
 def test_run(client, gpu_worker, tmp_path):
-    write_cohort(tmp_path / "bids", shape=(40, 48, 40))
+    small_cohort(tmp_path / "bids")
     config = RunConfig(method=METHOD)
     with distributed.get_task_stream(client=client) as stream:
         report = ff.run(tmp_path / "bids", tmp_path / "out", config, client=client)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from runs import LABELS, config, leftovers
+from runs import LABELS, config, leftovers, small_cohort
 
 import fusionflow as ff
 from fusionflow import runner
@@ -20,7 +20,6 @@ from fusionflow.errors import ConfigurationError, LockedError, NoScansError
 from fusionflow.events import RunReport, Waiting
 from fusionflow.history import read_runs
 from fusionflow.ledger import OutputPaths, read_attempt
-from fusionflow.phantom import write_cohort
 from fusionflow.runlock import RunLock
 from fusionflow.watch import watch
 
@@ -92,9 +91,7 @@ def watching(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("watched") / "cohort"
-    write_cohort(folder, shape=(40, 48, 40))
-    return folder
+    return small_cohort(tmp_path_factory.mktemp("watched") / "cohort")
 
 
 @pytest.fixture

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionflow.errors import ConfigurationError
-from fusionflow.io.bids_names import (
-    LABEL,
-    NO_FILTERS,
-    BidsFile,
-    Filters,
-    listing,
-    natural,
-    parse_name,
-    some,
+from fusionflow.io.bids_names import NO_FILTERS, BidsFile, Filters, listing, natural, some
+from fusionflow.io.bids_places import (
+    FOLDER,
+    IMAGES,
+    Place,
+    bad_label,
+    broken,
+    gather_place,
+    unlisted,
 )
-from fusionflow.io.scans import Discovery, Excluded, Scan, place_label
+from fusionflow.io.scans import Discovery, Excluded, Scan
 from fusionflow.io.sidecars import (
     OF_THE_IMAGE,
     REQUIRED_PET_FIELDS,
@@ -43,29 +42,8 @@ from fusionflow.untrusted import printable
 
 __all__ = ["REQUIRED_PET_FIELDS", "Discovery", "Excluded", "Scan", "discover"]
 
-_FOLDER = re.compile(rf"(?:sub|ses)-{LABEL}")
-_IMAGES = {"t1w": ("anat", "T1w"), "pet": ("pet", "pet")}
 #: Spaces in which the images of one person lie; all others are templates'.
 _OWN_SPACES = (None, "T1w", "orig", "scanner", "individual")
-
-
-@dataclass
-class _Place:
-    """A subject's session, or a subject's own folder: what lies there and below derivatives."""
-
-    subject: str
-    session: str | None
-    folders: list[Path]
-    files: dict[str, list[BidsFile]] = field(default_factory=dict)
-    sidecars: list[Sidecar] = field(default_factory=list)
-    derived_sidecars: list[Sidecar] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    dangling: set[Path] = field(default_factory=set)
-    problem: Excluded | None = None
-
-    @property
-    def label(self) -> str:
-        return place_label(self.subject, self.session)
 
 
 def discover(
@@ -148,7 +126,7 @@ def discover(
             try:
                 places += index.subject(name)
             except OSError as error:
-                places.append(_unlisted(name, error))
+                places.append(unlisted(name, error))
     _check_held(root, "ses-*", index.sessions_wanted, index.sessions_seen)
     if "dataset_description.json" not in files:
         notes.append(f"{root} has no dataset_description.json, which BIDS requires")
@@ -174,22 +152,24 @@ class _Index:
     def subject(self, name: str) -> list[Scan | Excluded]:
         """Return what one subject gives."""
         folder = self.roots[0] / name
-        if not _FOLDER.fullmatch(name):
-            return [_bad_label(folder, name)]
+        if not FOLDER.fullmatch(name):
+            return [bad_label(folder, name)]
         subject = name.removeprefix("sub-")
         folders, files, _ = listing(folder)
         inherited = [*self.inherited, *sidecars_in(folder, files)]
         sessions = [session for session in folders if session.startswith("ses-")]
         self.sessions_seen |= set(sessions)
         places, bad = [], []
-        has_own = any(datatype in folders for datatype, _ in _IMAGES.values())
+        has_own = any(datatype in folders for datatype, _ in IMAGES.values())
         if has_own or not sessions:
-            places.append(self._place(subject, None, inherited))
+            places.append(gather_place(self.roots, subject, None, inherited))
         for session in sessions:
-            if _FOLDER.fullmatch(session):
-                places.append(self._place(subject, session.removeprefix("ses-"), inherited))
+            if FOLDER.fullmatch(session):
+                places.append(
+                    gather_place(self.roots, subject, session.removeprefix("ses-"), inherited)
+                )
             elif not self.sessions_wanted or session in self.sessions_wanted:
-                bad.append(_bad_label(folder / session, f"{name}_{session}"))
+                bad.append(bad_label(folder / session, f"{name}_{session}"))
         found: list[Scan | Excluded] = []
         lent: dict[str, list[str]] = {}
         for place in places:
@@ -201,73 +181,10 @@ class _Index:
                 found[i] = Excluded(item.label, used, item.broken)
         return [*found, *bad]
 
-    def _place(self, subject: str, session: str | None, inherited: Sequence[Sidecar]) -> _Place:
-        """Gather the images of one subject or session folder."""
-        inside = Path(f"sub-{subject}", *([f"ses-{session}"] if session else []))
-        folders = [root / inside for root in self.roots]
-        if session is not None:  # what belongs to all sessions lies above them in derivatives
-            folders += [root / f"sub-{subject}" for root in self.roots[1:]]
-        place = _Place(subject, session, folders, sidecars=list(inherited))
-        try:
-            if session is not None:
-                place.sidecars += sidecars_in(folders[0], listing(folders[0])[1])
-            for number, folder in enumerate(folders):
-                for datatype in ("anat", "pet"):
-                    self._gather(place, folder / datatype, derived=number > 0)
-        except OSError as error:
-            place.problem = _unlisted(place.label, error)
-        return place
-
-    def _gather(self, place: _Place, folder: Path, *, derived: bool) -> None:
-        """Take the names of one ``anat`` or ``pet`` folder apart."""
-        try:
-            _, names, dangling = listing(folder)
-        except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            place.problem = _broken(place.label, f"{folder} is a file, where a folder should be")
-            return
-        if folder.name == "pet":
-            own = place.derived_sidecars if derived else place.sidecars
-            own += sidecars_in(folder, names)
-        place.dangling |= {folder / name for name in dangling}
-        unnamed = []
-        for kind, suffix in (("t1w", "T1w"), ("pet", "pet"), ("mask", "mask")):
-            if kind in _IMAGES and folder.name != _IMAGES[kind][0]:
-                continue
-            for name in names:
-                if not name.endswith((f"_{suffix}.nii", f"_{suffix}.nii.gz")):
-                    continue
-                file = parse_name(folder / name)
-                if file is None:
-                    unnamed.append(printable(name))
-                elif self._belongs(place, file := replace(file, derived=derived), kind):
-                    place.files.setdefault(kind, []).append(file)
-        if unnamed:
-            place.notes.append(f"{', '.join(unnamed)} left: not a BIDS name")
-            if not place.files.get("t1w" if folder.name == "anat" else "pet"):
-                reason = f"{folder / unnamed[0]} is not a BIDS name: rename it"
-                place.problem = place.problem or _broken(place.label, reason)
-
-    def _belongs(self, place: _Place, file: BidsFile, kind: str) -> bool:
-        """Whether an image carries the labels of its place; a raw one that does not is broken."""
-        own = (file.entities.get("sub"), file.entities.get("ses"))
-        if own == (place.subject, place.session):
-            return True
-        if file.derived and own == (place.subject, None):
-            return True
-        if not file.derived and kind != "mask":
-            place.problem = place.problem or _broken(
-                place.label,
-                f"{file.path} does not carry the labels of its folder ({place.label}): rename it, "
-                "or move it to where it belongs",
-            )
-        return False
-
     def _resolve(
         self,
-        place: _Place,
-        places: Sequence[_Place],
+        place: Place,
+        places: Sequence[Place],
         lent: dict[str, list[str]],
         files: Sequence[str],
     ) -> Scan | Excluded:
@@ -294,7 +211,7 @@ class _Index:
             return Excluded(place.label, self._lacking(place, t1w, pet), broken=False)
         for image in (t1w, pet):
             if image.path in place.dangling | t1w_place.dangling:
-                return _broken(
+                return broken(
                     place.label,
                     f"{image.path} is a link to content that is not here: fetch it, for "
                     "example with `datalad get` or `git annex get`",
@@ -332,7 +249,7 @@ class _Index:
             sidecars=tuple(sidecars),
         )
 
-    def _wanted_of(self, place: _Place, kind: str) -> list[BidsFile]:
+    def _wanted_of(self, place: Place, kind: str) -> list[BidsFile]:
         """Return the images of a kind that are wanted, the first first."""
         any_space = "space" in self.filters.wanted.get(kind, {})
         files = [
@@ -348,7 +265,7 @@ class _Index:
 
         return sorted(files, key=key)
 
-    def _choose(self, place: _Place, kind: str, notes: list[str]) -> BidsFile | None:
+    def _choose(self, place: Place, kind: str, notes: list[str]) -> BidsFile | None:
         """Return the image of a kind that is taken, and note what is left."""
         files = self._wanted_of(place, kind)
         if len(files) > 1:
@@ -368,7 +285,7 @@ class _Index:
         fitting.sort(key=lambda file: (not file.derived, *file.order))
         return fitting[0].path if fitting else None
 
-    def _lacking(self, place: _Place, t1w: BidsFile | None, pet: BidsFile | None) -> str:
+    def _lacking(self, place: Place, t1w: BidsFile | None, pet: BidsFile | None) -> str:
         """Say what a place lacks, and what was there and not wanted."""
         lacking = [name for name, image in (("T1w", t1w), ("pet", pet)) if image is None]
         reason = f"no {' and no '.join(lacking)} image in {place.folders[0]}"
@@ -381,8 +298,8 @@ class _Index:
 
 
 def _nearest(
-    place: _Place, holding: Sequence[_Place], root: Path, files: Sequence[str]
-) -> tuple[_Place | None, str]:
+    place: Place, holding: Sequence[Place], root: Path, files: Sequence[str]
+) -> tuple[Place | None, str]:
     """Return the place whose T1w is nearest to a session, and by what."""
     if not holding:
         return None, ""
@@ -407,7 +324,7 @@ def _nearest(
     names = sorted(natural(item.session or "") for item in (place, *holding))
     here = names.index(natural(place.session or ""))
 
-    def distance(other: _Place) -> tuple[int, int]:
+    def distance(other: Place) -> tuple[int, int]:
         at = names.index(natural(other.session or ""))
         return abs(at - here), at
 
@@ -439,19 +356,3 @@ def _check_held(root: Path, kind: str, wanted: set[str], held: set[str]) -> None
             f"{some(map(printable, missing))} not in {root}",
             f"It holds {some(map(printable, known))}" if known else f"It holds no {kind} folder",
         )
-
-
-def _broken(label: str, reason: str) -> Excluded:
-    return Excluded(label, reason, broken=True)
-
-
-def _bad_label(folder: Path, label: str) -> Excluded:
-    # Such a name can hold what a terminal or a log takes for something else.
-    return _broken(
-        printable(label),
-        f"{printable(folder)} is not a BIDS name: rename it with letters, digits and + only",
-    )
-
-
-def _unlisted(label: str, error: OSError) -> Excluded:
-    return _broken(label, f"{error.filename} cannot be listed: {error.strerror}: make it readable")

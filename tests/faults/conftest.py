@@ -13,12 +13,11 @@ import dask
 import psutil
 import pytest
 from injection import VARIABLE, Book
-from runs import config
+from runs import config, small_cohort
 from scene import INJECTION, Table, assert_no_orphans, descendants, fused_arrays, run
 
 from fusionflow import clusters
 from fusionflow.config import ClusterOptions
-from fusionflow.phantom import write_cohort
 
 HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "workflows" / "faults.md"
@@ -155,9 +154,7 @@ def cluster(_cluster, book):
 @pytest.fixture(scope="session")
 def bids(tmp_path_factory):
     """Four small scans of three subjects."""
-    folder = tmp_path_factory.mktemp("faults") / "bids"
-    write_cohort(folder, shape=(40, 48, 40))
-    return folder
+    return small_cohort(tmp_path_factory.mktemp("faults") / "bids")
 
 
 @pytest.fixture(scope="session")
