@@ -13,13 +13,14 @@ import pandas as pd
 from PIL import Image
 
 from fusionflow.benchmark import PAPER, Benchmark
+from fusionflow.benchmark_front import SIX, better_than, draw_front, is_setting
 from fusionflow.io.files import write_bytes
 from fusionflow.quality import QUALITIES
 from fusionflow.subbands import FloatArray
 from fusionflow.untrusted import printable
 
 #: Columns that come first, in this order: the six that methods are judged on together.
-LEADING = ("seconds", "qabf", "scd", "ssim_mri", "ssim_pet", "vif_mri", "vif_pet")
+LEADING = ("seconds", *SIX)
 #: Pairs that the page shows.
 SHOWN = 4
 _PAPER_ROW = "paper (other images)"
@@ -80,7 +81,9 @@ def write_report(benchmark: Benchmark, folder: Path, title: str) -> list[Path]:
     Returns
     -------
     list of Path
-        ``benchmark.tsv``, ``benchmark_images.tsv``, ``benchmark.md``, ``benchmark.html``.
+        ``benchmark.tsv``, ``benchmark_images.tsv``, ``benchmark_better.tsv`` and
+        ``benchmark_front.svg`` (both not under another convention), ``benchmark.md``,
+        ``benchmark.html``.
 
     Raises
     ------
@@ -89,9 +92,12 @@ def write_report(benchmark: Benchmark, folder: Path, title: str) -> list[Path]:
     """
     table = ordered(benchmark.table)
     paper = paper_table(table)
+    better = better_table(table)
     text = f"# {_plain(title)}\n\n{markdown(table)}"
     if paper is not None:
         text += f"\n## The figures of the paper\n\n{_PAPER_NOTE}\n\n{markdown(paper)}"
+    if better is not None:
+        text += f"\n## What is better in all figures\n\n{_BETTER_NOTE}\n\n{_better_lines(better)}"
     if benchmark.not_run:
         text += "\n## Not run\n\n"
         text += "".join(
@@ -103,8 +109,11 @@ def write_report(benchmark: Benchmark, folder: Path, title: str) -> list[Path]:
             sep="\t", index=False, na_rep="n/a", float_format="%.6g"
         ),
         "benchmark.md": text,
-        "benchmark.html": _page(benchmark, title, table, paper),
     }
+    if better is not None:
+        contents["benchmark_better.tsv"] = better.to_csv(sep="\t", index_label="method")
+        contents["benchmark_front.svg"] = draw_front(table)
+    contents["benchmark.html"] = _page(benchmark, title, table, paper, better)
     for name, content in contents.items():
         write_bytes(folder / name, content.encode())
     return [folder / name for name in contents]
@@ -116,6 +125,12 @@ _PAPER_NOTE = (
     "these figures, since they measure closeness to both sources and not what a reader gains."
 )
 
+_BETTER_NOTE = (
+    "A method is better than another only if it is at least as good in all six of Qabf, SCD, SSIM "
+    "and VIF against each source. NAME@0.3 is NAME with its knob, `balance`, at 0.3: 0 leans to "
+    "the PET, 1 to the MRI."
+)
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fff }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -123,14 +138,35 @@ th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: inherit }
 tr { background: #fff } .best { font-weight: 700 }
-.wide { overflow-x: auto } figure { display: inline-block; margin: 0 .5rem 1rem 0 }
+svg { width: 100%; min-width: 60rem } .wide { overflow-x: auto }
+figure { display: inline-block; margin: 0 .5rem 1rem 0 }
 figcaption { font-size: 13px } img { display: block; width: 200px; image-rendering: auto }
 @media (prefers-color-scheme: dark) { body, tr { color: #ddd; background: #181818 }
   th, td { border-color: #444 } }
 """
 
 
-def _page(benchmark: Benchmark, title: str, table: pd.DataFrame, paper: pd.DataFrame | None) -> str:
+def better_table(table: pd.DataFrame) -> pd.DataFrame | None:
+    """Return what is better than what, see `better_than`; None under another convention."""
+    return better_than(table) if set(SIX) <= set(table.columns) else None
+
+
+def _better_lines(better: pd.DataFrame) -> str:
+    """Return what is better than what as a table in Markdown."""
+    lines = ["| method | better than it | in columns | so are |", "|---|---|---|---|"]
+    for name, row in better.iterrows():
+        cells = (_plain(row["by"]), row["columns"], row["also"]) if row["by"] else ("none", "", "")
+        lines.append(f"| {_plain(name)} | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _page(
+    benchmark: Benchmark,
+    title: str,
+    table: pd.DataFrame,
+    paper: pd.DataFrame | None,
+    better: pd.DataFrame | None,
+) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
@@ -142,9 +178,19 @@ def _page(benchmark: Benchmark, title: str, table: pd.DataFrame, paper: pd.DataF
     if paper is not None:
         parts += ["<h2>The figures of the paper</h2>", f"<p>{escape(_PAPER_NOTE)}</p>"]
         parts.append(_html_table(paper, bold=False))
+    if better is not None:
+        parts += ["<h2>What is better in all figures</h2>", f"<p>{escape(_BETTER_NOTE)}</p>"]
+        parts.append(f"<div class=wide tabindex=0>{draw_front(table)}</div>")
+        parts.append("<table><tr><th>method<th>better than it<th>in columns<th>so are</tr>")
+        parts += [
+            f"<tr><th scope=row>{escape(str(name))}</th><td>{escape(row['by']) or 'none'}</td>"
+            f"<td>{row['columns'] or ''}</td><td>{row['also'] if row['by'] else ''}</td></tr>"
+            for name, row in better.iterrows()
+        ]
+        parts.append("</table>")
     for name, why in benchmark.not_run.items():
         parts.append(f"<p><b>{escape(name)}</b> was not run: {escape(why)}</p>")
-    names = list(dict.fromkeys(name for name, _ in benchmark.fused))
+    names = list(dict.fromkeys(name for name, _ in benchmark.fused if not is_setting(name)))
     step = max(1, len(benchmark.sources) // SHOWN)
     for pair in list(benchmark.sources)[::step][:SHOWN]:
         sources = benchmark.sources[pair]

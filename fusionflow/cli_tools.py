@@ -237,6 +237,14 @@ def _named_folder(
     return folders
 
 
+def _numbers(_ctx: click.Context, _param: click.Parameter, value: str) -> list[float]:
+    """Read numbers with commas between them."""
+    try:
+        return list(dict.fromkeys(float(item) for item in value.replace(",", " ").split()))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no list of numbers") from error
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--methods", multiple=True, metavar="NAMES", help="Which methods (default: all).")
@@ -248,6 +256,13 @@ def _named_folder(
     help="Fused pictures made elsewhere, named as the pairs are.",
 )
 @click.option("--weights", metavar="WHICH", help="As in `run`, for every method with a network.")
+@click.option(
+    "--balances",
+    metavar="LIST",
+    default="",
+    callback=_numbers,
+    help="Settings of the knob, such as 0,0.25,0.5, at which a learned rule is measured, too.",
+)
 @click.option("--convention", metavar="NAME", help="Figures as another code base computes them.")
 @click.option(
     "--colour",
@@ -277,6 +292,7 @@ def benchmark(
     methods: tuple[str, ...],
     scores_of: dict[str, Path],
     weights: str | None,
+    balances: list[float],
     convention: str | None,
     colour: str,
     repeats: int,
@@ -288,6 +304,7 @@ def benchmark(
     from rich.table import Table
 
     from fusionflow import benchmark as bench
+    from fusionflow.benchmark_front import along_the_knob
     from fusionflow.benchmark_report import ordered, paper_table, write_report
     from fusionflow.conventions import CONVENTIONS
 
@@ -300,7 +317,7 @@ def benchmark(
         pairs = bench.pairs_of_folder(folder, colour)  # type: ignore[arg-type]
     result = bench.run_benchmark(
         pairs,
-        _methods(methods, weights),
+        along_the_knob(_methods(methods, weights), balances),
         scores_of,
         convention=convention,
         repeats=repeats,

@@ -28,6 +28,10 @@ __all__ = ["BANDS", "FusionNet", "Head", "ModelCard", "make_net", "tap_channels"
 BANDS: Final = ("a", *DWT_DETAILS)
 #: How an empty band is shown: black for ``a``, middle grey for those that have both signs.
 _EMPTY: Final = (0.0, 0.5, 0.5, 0.5)
+#: How many times the difference of magnitudes counts, for bands a, h, v, d, before training.
+_FIRMNESS: Final = (16.0, 32.0, 32.0, 32.0)
+#: How near to 0 and 1 a balance comes: beyond, its logit would leave no room for the sources.
+_LEAST_BALANCE: Final = 0.01
 #: Coefficients beyond this are seen as this: training shows none, and scans are not clipped.
 _MOST: Final = 1.2
 
@@ -93,8 +97,8 @@ class Head(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width, len(BANDS), 1),
         )
-        #: How firmly the larger magnitude is chosen, and how much `balance` moves that.
-        self.firmness = nn.Parameter(torch.tensor([16.0, 32.0, 32.0, 32.0]))
+        #: How firmly the larger magnitude is chosen, of `_FIRMNESS`; how much `balance` moves that.
+        self.firmness = nn.Parameter(torch.ones(len(BANDS)))
         self.lean = nn.Parameter(torch.ones(len(BANDS)))
 
     def forward(
@@ -123,6 +127,7 @@ class Head(nn.Module):
         count, _, rows, columns = mri.shape
         larger = mri.abs() - pet.abs()
         lean = (2 * balance - 1).view(-1, 1, 1, 1)
+        bias = torch.logit(balance, _LEAST_BALANCE).view(-1, 1, 1, 1)
         mri, pet = mri.clamp(-_MOST, _MOST), pet.clamp(-_MOST, _MOST)
         inputs = [mri, pet, mri.abs() - pet.abs(), lean.expand(-1, 1, rows, columns)]
         if self.reduce:
@@ -134,8 +139,9 @@ class Head(nn.Module):
             if isinstance(seen, torch.Tensor):
                 inputs.append(seen.reshape(count, -1, rows, columns))
         logits = self.mix(torch.cat(inputs, dim=1))
-        logits = logits + self.firmness.view(1, -1, 1, 1) * larger
-        return torch.sigmoid(logits + self.lean.view(1, -1, 1, 1) * lean)
+        firmness = self.firmness * self.firmness.new_tensor(_FIRMNESS)
+        logits = logits + firmness.view(1, -1, 1, 1) * larger
+        return torch.sigmoid(logits + self.lean.view(1, -1, 1, 1) * bias)
 
 
 class FusionNet(nn.Module):

@@ -19,15 +19,17 @@ def objective(batch: Batch, fused: torch.Tensor, loss: Loss) -> torch.Tensor:
 
     Figures are better where they are higher, so they count negatively; and by their logarithm, for
     a share that is lost of one must weigh as much as the same share of another that is gained. Of
-    their plain sum the unchanged MRI has more than any fused slice, and shows no PET.
+    their plain sum the unchanged MRI has more than any fused slice, and shows no PET. Correlations
+    of differences ask for the sum of both sources, so they have no say at the ends of the knob.
     """
     of = losses.figures(batch.mri, batch.pet, fused)
-    for_mri, for_pet = 2 * batch.balance, 2 * (1 - batch.balance)
+    for_mri, for_pet = 2 * batch.balance, 2 * loss.pet * (1 - batch.balance)
+    for_both = 4 * batch.balance * (1 - batch.balance)
     wanted = _wanted(batch.mri, batch.pet, batch.balance.view(-1, 1, 1))
     return (
         loss.intensity * (fused - wanted).abs().mean(dim=(1, 2))
         - loss.qabf * _log(of.qabf)
-        - loss.scd * (for_mri * of.scd_mri + for_pet * of.scd_pet)
+        - loss.scd * for_both * (of.scd_mri + of.scd_pet)
         - loss.ssim * (for_mri * _log(of.ssim_mri) + for_pet * _log(of.ssim_pet))
         - loss.vif * (for_mri * _log(of.vif_mri) + for_pet * _log(of.vif_pet))
     )

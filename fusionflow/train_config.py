@@ -116,12 +116,15 @@ class Loss(Options):
     ----------
     qabf : float
         Of the logarithm of edge preservation.
-    scd, ssim, vif : float
-        Of the correlation of differences, and of the logarithms of the two others, for each source;
-        `balance` b gives the MRI's 2b times as much and the PET's 2(1 - b).
+    scd : float
+        Of the correlations of differences; 4b(1 - b) times as much at `balance` b.
+    ssim, vif : float
+        Of their logarithms, for each source; the MRI's 2b times as much, the PET's 2(1 - b) times.
     intensity : float
         Mean distance from the brighter of the two sources (what is bright in either stays bright),
         which gives way to a source itself towards its end of the knob.
+    pet : float
+        By how much more the PET's SSIM and VIF weigh: it is the smoother source, and fades first.
     """
 
     qabf: float = Field(strict=True, default=2.0, ge=0)
@@ -129,6 +132,7 @@ class Loss(Options):
     ssim: float = Field(strict=True, default=1.0, ge=0)
     vif: float = Field(strict=True, default=0.3, ge=0)
     intensity: float = Field(strict=True, default=1.0, ge=0)
+    pet: float = Field(strict=True, default=2.0, ge=0)
 
 
 class Augmentation(Options):
