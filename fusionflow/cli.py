@@ -221,29 +221,21 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default="demo")
-@click.option(
-    "--weights",
-    default="random:0",
-    show_default=True,
-    metavar="WHICH",
-    help="As in `run`; the default needs no download, and is no pretrained network.",
-)
 @click.option("--n-workers", type=click.IntRange(1), help="Worker processes (default: the cores).")
 @VERBOSE
-def demo(folder: Path, weights: str, n_workers: int | None, verbose: int) -> None:
+def demo(folder: Path, n_workers: int | None, verbose: int) -> None:
     """Make a small phantom PET/MRI cohort in FOLDER and fuse it.
 
     Writes FOLDER/bids (4 scans of 3 subjects, with lesions that only one of the two images
     shows) and FOLDER/fused.
     """
     log(verbose)
-    from fusionflow.config import ClusterOptions, RunConfig, named_method
+    from fusionflow.config import ClusterOptions, RunConfig
     from fusionflow.phantom import write_cohort
 
     click.echo(f"Writing a phantom cohort to {folder / 'bids'}")
     write_cohort(folder / "bids")
-    method = named_method("dwt-vgg19").model_copy(update={"weights": weights})
-    config = RunConfig(method=method, cluster=ClusterOptions(n_workers=n_workers))
+    config = RunConfig(cluster=ClusterOptions(n_workers=n_workers))
     report = _run(folder / "bids", folder / "fused", config)
     if report.summary is not None:
         from fusionflow.progress import print_summary

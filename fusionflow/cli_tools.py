@@ -40,8 +40,15 @@ def weights() -> None:
 @weights.command("list")
 def list_weights() -> None:
     """Say which weights are known, where they come from, and which this machine has."""
+    from fusionflow.learned import read_card, shipped_models
     from fusionflow.weight_store import known_weights
 
+    for path in shipped_models():
+        card = read_card(path)
+        click.secho(f"{card.name}, trained", bold=True)
+        click.echo("  source   comes with fusionflow")
+        click.echo(f"  licence  {card.licence}")
+        click.echo(f"  here     {path}")
     for known in known_weights():
         click.secho(known.backbone, bold=True)
         click.echo(f"  source   {known.source}")
@@ -52,6 +59,22 @@ def list_weights() -> None:
             click.echo(f"  here     {path}")
         if not known.found:
             click.echo("  here     no")
+
+
+@weights.command()
+@click.argument("model", type=click.Path(path_type=Path))
+def show(model: Path) -> None:
+    """Say what MODEL is and how it was made: a file of `train`, or a method's name."""
+    import yaml
+
+    from fusionflow.config import METHODS
+    from fusionflow.learned import find_model, read_card
+
+    method = METHODS.get(str(model))
+    if method is not None and method.rule == "learned":
+        model = find_model(method).path or model
+    card = read_card(model).model_dump(mode="json")
+    click.echo(yaml.safe_dump(card, sort_keys=False, allow_unicode=True), nl=False)
 
 
 @weights.command()
@@ -92,9 +115,11 @@ def stage(folder: Path, backbones: tuple[str, ...], source: Path | None) -> None
     "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False
 )
 def verify(folder: Path | None) -> None:
-    """Check the weights in FOLDER, or in torch's cache, against their checksums."""
+    """Check the weights in FOLDER against their checksums.
+
+    By default the models that come with fusionflow, and what torch's cache holds.
+    """
     from fusionflow import weight_store
-    from fusionflow.errors import WeightsNotFoundError
 
     checked = weight_store.verify(folder)
     for item in checked:
@@ -102,12 +127,8 @@ def verify(folder: Path | None) -> None:
             click.echo(f"ok    {item.path}")
         else:
             click.secho(f"BAD   {item.path}: {item.fault}", fg="red")
-    if not checked and folder is not None:
-        raise click.UsageError(f"{folder} holds no weights: name the folder that does")
     if not checked:
-        raise WeightsNotFoundError(
-            "torch's cache holds no weights", "Fetch some: fusionflow weights fetch"
-        )
+        raise click.UsageError(f"{folder} holds no weights: name the folder that does")
     if any(item.fault for item in checked):
         sys.exit(EXIT_SOME_FAILED)
 

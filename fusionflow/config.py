@@ -162,22 +162,32 @@ class Method(Options):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _with_backbone(name: str, backbone: str, taps: tuple[str, ...], **options: Any) -> Method:  # noqa: ANN401
+def _learned(name: str, backbone: str, taps: tuple[str, ...]) -> Method:
+    return Method(name=name, rule="learned", backbone=backbone, taps=taps)
+
+
+def _zero_shot(name: str, backbone: str, taps: tuple[str, ...], **options: Any) -> Method:  # noqa: ANN401
     return Method(name=name, rule="l1-soft", backbone=backbone, taps=taps, **options)
 
 
 _VGG_TAPS = ("relu1_1", "relu2_1", "relu3_1")
+_ALEXNET_TAPS = ("relu1", "relu2", "relu3")
+_DENSENET_TAPS = ("relu0", "denseblock1", "denseblock2")
 
-#: The methods that have a name of their own: the paper's, then what they are compared with.
+#: The methods that have a name of their own: the paper's, those without training, then what they
+#: are compared with.
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        _with_backbone("dwt-vgg19", "vgg19", _VGG_TAPS),
-        _with_backbone("dwt-vgg16", "vgg16", _VGG_TAPS),
-        _with_backbone("dwt-alexnet", "alexnet", ("relu1", "relu2", "relu3")),
-        _with_backbone("dwt-densenet121", "densenet121", ("relu0", "denseblock1", "denseblock2")),
-        _with_backbone("dwt-random", "vgg19", _VGG_TAPS, weights="random:0"),
-        _with_backbone("feature-vgg19", "vgg19", _VGG_TAPS, transform=PIXELS),
+        _learned("dwt-vgg19", "vgg19", _VGG_TAPS),
+        _learned("dwt-alexnet", "alexnet", _ALEXNET_TAPS),
+        _learned("dwt-densenet121", "densenet121", _DENSENET_TAPS),
+        _zero_shot("dwt-vgg19-l1", "vgg19", _VGG_TAPS),
+        _zero_shot("dwt-vgg16-l1", "vgg16", _VGG_TAPS),
+        _zero_shot("dwt-alexnet-l1", "alexnet", _ALEXNET_TAPS),
+        _zero_shot("dwt-densenet121-l1", "densenet121", _DENSENET_TAPS),
+        _zero_shot("dwt-random-l1", "vgg19", _VGG_TAPS, weights="random:0"),
+        _zero_shot("feature-vgg19-l1", "vgg19", _VGG_TAPS, transform=PIXELS),
         Method(name="mri", rule="mri", transform=PIXELS),
         Method(name="pet", rule="pet", transform=PIXELS),
         Method(name="average", rule="average", transform=PIXELS),

@@ -32,6 +32,8 @@ _EMPTY: Final = (0.0, 0.5, 0.5, 0.5)
 _FIRMNESS: Final = (16.0, 32.0, 32.0, 32.0)
 #: How near to 0 and 1 a balance comes: beyond, its logit would leave no room for the sources.
 _LEAST_BALANCE: Final = 0.01
+#: A level of the transform doubles the range.
+_GAIN: Final = 2
 #: Coefficients beyond this are seen as this: training shows none, and scans are not clipped.
 _MOST: Final = 1.2
 
@@ -188,19 +190,38 @@ class FusionNet(nn.Module):
         Tensor, (n, 4, y', x') float32
             0..1; the PET gets the rest.
         """
-        mri, pet = mri / 2, pet / 2  # a level doubles the range
-        taps: Sequence[torch.Tensor] = ()
-        if self.trunk is not None:
-            empty = mri.new_tensor(_EMPTY).view(1, 1, -1, 1, 1)
-            images = torch.stack([mri, pet], dim=1).clamp(-_MOST, _MOST)
-            images = (images + empty).flatten(0, 2)[:, None]
-            with (
-                torch.set_grad_enabled(trained_trunk),
-                torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16),
-            ):
-                taps = self.trunk(images)
-            taps = [tap.float() for tap in taps]
-        weights: torch.Tensor = self.head(taps, mri, pet, balance)
+        taps = self.read(mri, pet, bfloat16=bfloat16, trained_trunk=trained_trunk)
+        return self.weigh(taps, mri, pet, balance)
+
+    def read(
+        self,
+        mri: torch.Tensor,
+        pet: torch.Tensor,
+        *,
+        bfloat16: bool = False,
+        trained_trunk: bool = False,
+    ) -> list[torch.Tensor]:
+        """Return what the trunk's taps see of both sources, the same for any balance."""
+        if self.trunk is None:
+            return []
+        empty = mri.new_tensor(_EMPTY).view(1, 1, -1, 1, 1)
+        images = (torch.stack([mri, pet], dim=1) / _GAIN).clamp(-_MOST, _MOST)
+        with (
+            torch.set_grad_enabled(trained_trunk),
+            torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16),
+        ):
+            taps = self.trunk((images + empty).flatten(0, 2)[:, None])
+        return [tap.float() for tap in taps]
+
+    def weigh(
+        self,
+        taps: Sequence[torch.Tensor],
+        mri: torch.Tensor,
+        pet: torch.Tensor,
+        balance: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the MRI's weight for every coefficient, from what `read` gave."""
+        weights: torch.Tensor = self.head(taps, mri / _GAIN, pet / _GAIN, balance)
         return weights
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +21,37 @@ from torch import nn
 
 from fusionflow.backbones import empty_trunk
 from fusionflow.config import Method
-from fusionflow.errors import ConfigurationError, WeightsError, WeightsNotFoundError
+from fusionflow.errors import (
+    ChecksumError,
+    ConfigurationError,
+    WeightsError,
+    WeightsNotFoundError,
+)
 from fusionflow.fusion_net import BANDS, FusionNet, Head, ModelCard, tap_channels
 from fusionflow.io.files import write_bytes
 from fusionflow.kept import Kept
 from fusionflow.options import explained
 from fusionflow.subbands import FloatArray, Subbands
 from fusionflow.untrusted import one_line
-from fusionflow.weights import Weights, checked_tensor, identified, unchanged
+from fusionflow.weights import (
+    SUMS_FILE,
+    Weights,
+    checked_tensor,
+    identified,
+    read_sums,
+    unchanged,
+)
 
-__all__ = ["find_model", "load_model", "read_card", "read_model", "shipped", "weigh", "write_model"]
+__all__ = [
+    "find_model",
+    "load_model",
+    "read_card",
+    "read_model",
+    "shipped",
+    "shipped_models",
+    "weigh",
+    "write_model",
+]
 
 MODELS: Final = Path(__file__).with_name("models")
 #: What the header of a model file is kept under.
@@ -146,6 +168,11 @@ def _checked(
     }
 
 
+def shipped_models() -> list[Path]:
+    """Return the models that come with fusionflow."""
+    return sorted(MODELS.glob("*.safetensors"))
+
+
 def shipped(backbone: str) -> Path:
     """Return the model that comes with fusionflow for a backbone.
 
@@ -188,6 +215,11 @@ def find_model(method: Method) -> Weights:
             "Give the path of a .safetensors file that `fusionflow train` wrote",
         )
     weights = identified(backbone, path)
+    if method.weights == "auto" and path.name not in read_sums(path.parent):
+        raise ChecksumError(
+            f"Nothing says what the model {path} should be: {SUMS_FILE} beside it does not name it",
+            "Install fusionflow anew",
+        )
     card = read_card(path)
     for name in ("backbone", "taps", "transform"):
         if getattr(card, name) != getattr(method, name):
@@ -202,6 +234,8 @@ def find_model(method: Method) -> Weights:
 def load_model(weights: Weights, device: str = "cpu") -> FusionNet:
     """Return the model of this process, read at the first call and kept.
 
+    A model that comes with fusionflow may lie elsewhere on a worker than where it was found.
+
     Raises
     ------
     ChecksumError
@@ -211,7 +245,14 @@ def load_model(weights: Weights, device: str = "cpu") -> FusionNet:
     """
     if weights.is_random:
         raise ConfigurationError("A learned rule has no random weights", "Train it")
-    return _nets.get((weights.identity, device), lambda: read_model(unchanged(weights)).to(device))
+
+    def read() -> FusionNet:
+        path = weights.path
+        if path is not None and not path.exists() and (MODELS / path.name).is_file():
+            return read_model(unchanged(replace(weights, path=MODELS / path.name))).to(device)
+        return read_model(unchanged(weights)).to(device)
+
+    return _nets.get((weights.identity, device), read)
 
 
 def weigh(

@@ -191,9 +191,15 @@ def _of_method(method: dict[str, Any], weights: str | None, cited: set[str]) -> 
         bands = "the pixels of each axial slice"
     rule = _RULES.get(str(method.get("rule")), f"the rule `{method.get('rule')}`")
     text = f"With the method `{method.get('name')}`, {bands} of both were merged by {rule}"
-    if method.get("backbone") and weights:
+    taps = ", ".join(method.get("taps", ()))
+    if method.get("rule") == "learned" and weights:
+        cited.update({"vgg"} if "vgg" in str(method.get("backbone")) else set())
+        text += (
+            f" that reads both sources through {method['backbone']} up to {taps} ({weights}), at a "
+            f"balance of {method.get('balance', 0.5):g} (0: PET, 1: MRI)"
+        )
+    elif method.get("backbone") and weights:
         cited.update({"li", "lahoud", "vgg"} if "vgg" in method["backbone"] else {"li", "lahoud"})
-        taps = ", ".join(method.get("taps", ()))
         text += (
             f"; activity is the l1-norm of the features of {method['backbone']} ({weights}) at "
             f"{taps}"

@@ -128,11 +128,11 @@ class Loss(Options):
     """
 
     qabf: float = Field(strict=True, default=2.0, ge=0)
-    scd: float = Field(strict=True, default=3.0, ge=0)
+    scd: float = Field(strict=True, default=4.0, ge=0)
     ssim: float = Field(strict=True, default=1.0, ge=0)
     vif: float = Field(strict=True, default=0.3, ge=0)
     intensity: float = Field(strict=True, default=1.0, ge=0)
-    pet: float = Field(strict=True, default=2.0, ge=0)
+    pet: float = Field(strict=True, default=1.5, ge=0)
 
 
 class Augmentation(Options):
@@ -215,7 +215,7 @@ class TrainConfig(Options):
     validation: tuple[Source, ...] = Field(min_length=1)
     loss: Loss = Loss()
     augmentation: Augmentation = Augmentation()
-    crop: int = Field(strict=True, default=128, ge=48, le=1024)
+    crop: int = Field(strict=True, default=96, ge=48, le=1024)
     batch: int = Field(strict=True, default=6, ge=1, le=1024)
     steps: int = Field(strict=True, default=50, ge=1)
     epochs: int = Field(strict=True, default=30, ge=1)

@@ -17,7 +17,7 @@ from fusionflow.pictures import mosaic
 from fusionflow.train_config import TrainConfig
 from fusionflow.train_data import Batch, SlicePair
 
-__all__ = ["BALANCES", "draw_picture", "fuse", "validate"]
+__all__ = ["BALANCES", "draw_picture", "fuse", "fuse_along", "validate"]
 
 #: Balances at which slices are fused.
 BALANCES = (0.1, 0.5, 0.9)
@@ -26,19 +26,51 @@ _SHOWN = 4
 
 def fuse(net: FusionNet, batch: Batch, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Return fused slices, (n, y, x), and the MRI's weights, (n, 4, y', x')."""
-    (of_mri,), (of_pet,) = (
-        torch_wavelet.decompose(images, config.transform) for images in (batch.mri, batch.pet)
-    )
-    weights = net(
-        of_mri,
-        of_pet,
-        batch.balance,
-        bfloat16=config.precision == "bfloat16",
-        trained_trunk=config.unfreeze != 0,
-    )
+    of_mri, of_pet = _bands(batch.mri, config), _bands(batch.pet, config)
+    bfloat16, trained = config.precision == "bfloat16", config.unfreeze != 0
+    weights = net(of_mri, of_pet, batch.balance, bfloat16=bfloat16, trained_trunk=trained)
+    return _merged(weights, of_mri, of_pet, batch.mri.shape, config), weights
+
+
+@torch.no_grad()
+def fuse_along(
+    net: FusionNet, pair: SlicePair, config: TrainConfig, device: str
+) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """Fuse a whole slice at every one of `BALANCES`; the backbone reads it once.
+
+    Returns
+    -------
+    Batch
+        The slice, once for every balance.
+    Tensor, (balance, y, x)
+        Fused.
+    Tensor, (balance, 4, y', x')
+        The MRI's weights.
+    """
+    mri, pet = (torch.from_numpy(image)[None].to(device) for image in (pair.mri, pair.pet))
+    of_mri, of_pet = _bands(mri, config), _bands(pet, config)
+    taps = net.read(of_mri, of_pet, bfloat16=config.precision == "bfloat16")
+    balances = torch.tensor(BALANCES, device=device)
+    weights = torch.cat([net.weigh(taps, of_mri, of_pet, balance[None]) for balance in balances])
+    fused = _merged(weights, of_mri, of_pet, mri.shape, config)
+    count = len(BALANCES)
+    return Batch(mri.expand(count, -1, -1), pet.expand(count, -1, -1), balances), fused, weights
+
+
+def _bands(images: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+    (bands,) = torch_wavelet.decompose(images, config.transform)
+    return bands
+
+
+def _merged(
+    weights: torch.Tensor,
+    of_mri: torch.Tensor,
+    of_pet: torch.Tensor,
+    shape: torch.Size,
+    config: TrainConfig,
+) -> torch.Tensor:
     bands = weights * of_mri + (1 - weights) * of_pet
-    shape = (batch.mri.shape[1], batch.mri.shape[2])
-    return torch_wavelet.reconstruct([bands], shape, config.transform), weights
+    return torch_wavelet.reconstruct([bands], (shape[1], shape[2]), config.transform)
 
 
 @torch.no_grad()
@@ -50,8 +82,7 @@ def validate(
     rows: list[dict[str, float]] = []
     middle = BALANCES.index(0.5)
     for pair in slices:
-        batch = _whole(pair).to(device)
-        fused, weights = fuse(net, batch, config)
+        batch, fused, weights = fuse_along(net, pair, config, device)
         fused = fused.clamp(0, 1)
         reached.append(float(objective(batch, fused, config.loss).mean()))
         figures = losses.figures(batch.mri, batch.pet, fused).table()
@@ -66,14 +97,6 @@ def validate(
     return float(np.mean(reached)), {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
 
 
-def _whole(pair: SlicePair) -> Batch:
-    """Return a slice once for each balance that is looked at."""
-    count = len(BALANCES)
-    mri, pet = (torch.from_numpy(image).expand(count, -1, -1) for image in (pair.mri, pair.pet))
-    return Batch(mri, pet, torch.tensor(BALANCES))
-
-
-@torch.no_grad()
 def draw_picture(
     net: FusionNet,
     config: TrainConfig,
@@ -86,7 +109,7 @@ def draw_picture(
     same = [pair for pair in slices if pair.mri.shape == shape]
     chosen = [same[i] for i in np.linspace(0, len(same) - 1, min(_SHOWN, len(same))).astype(int)]
     rows = {"MRI": [pair.mri for pair in chosen], "PET": [pair.pet for pair in chosen]}
-    along = [fuse(net, _whole(pair).to(device), config)[0].cpu().numpy() for pair in chosen]
+    along = [fuse_along(net, pair, config, device)[1].cpu().numpy() for pair in chosen]
     for index, balance in enumerate(BALANCES):
         rows[f"balance {balance:g}"] = [images[index] for images in along]
     volumes = {title: np.stack(images)[:, ::-1] for title, images in rows.items()}

@@ -17,6 +17,7 @@ from fusionflow.backbones import (
 )
 from fusionflow.errors import ChecksumError, ConfigurationError, FusionflowError, WeightsError
 from fusionflow.io.files import file_sha256, write_bytes
+from fusionflow.learned import MODELS
 from fusionflow.plugins import plugin_names
 from fusionflow.weights import (
     SUMS_FILE,
@@ -176,13 +177,13 @@ class Checked:
 
 
 def verify(folder: Path | None = None) -> list[Checked]:
-    """Check every weights file of a folder, or of torch's cache.
+    """Check every weights file of a folder; or of torch's cache, and the models of fusionflow.
 
     Its SHA-256 must be what ``SHA256SUMS`` (or the file's name in the cache) states, and it must
     hold tensors.
     """
     if folder is None:
-        return [
+        return verify(MODELS) + [
             Checked(path, _fault(path, stated_digest(backbone.url)))
             for backbone in BACKBONES.values()
             if backbone.url and (path := cached_path(backbone.url)).is_file()

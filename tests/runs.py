@@ -20,7 +20,7 @@ def small_cohort(folder):
     return folder
 
 
-def config(method="dwt-vgg19", **update):
+def config(method="dwt-vgg19-l1", **update):
     """Return a run whose images are aligned: registration has tests of its own, and takes time."""
     update = {"weights": "random:0", **update}
     return RunConfig(

@@ -85,7 +85,7 @@ def published(label: str = "sub-01", **changes) -> Published:
         "session": session or None,
         "version": "v-0123456789ab",
         "request": "f" * 64,
-        "method": METHODS["dwt-vgg19"].model_dump(mode="json"),
+        "method": METHODS["dwt-vgg19-l1"].model_dump(mode="json"),
         "weights": "vgg19.safetensors (sha256 0123456789ab)",
         "inputs": (
             InputFile("anat/T1w.nii.gz", 10, 1_700_000_000_123_456_789, "a" * 64),

@@ -158,7 +158,7 @@ class TestAgain:
         )
         assert report.summary.attrs["scans"] == 1
         assert sorted(report.left_out) == [LABELS[0], LABELS[1], LABELS[3]]
-        assert report.left_out[LABELS[0]] == "made another way (dwt-vgg19)"
+        assert report.left_out[LABELS[0]] == "made another way (dwt-vgg19-l1)"
         with pytest.raises(ConfigurationError, match="2 different ways"):
             ff.summarise(out)
 

@@ -72,9 +72,9 @@ class TestTable:
 
     def test_a_method_without_weights_is_named_not_dropped(self, pairs, monkeypatch, tmp_path):
         monkeypatch.setenv("FUSIONFLOW_WEIGHTS_DIR", str(tmp_path))
-        result = benchmark.run_benchmark(pairs, few("mri", "dwt-alexnet"), repeats=1)
-        assert list(result.not_run) == ["dwt-alexnet"]
-        assert "No weights of alexnet" in result.not_run["dwt-alexnet"]
+        result = benchmark.run_benchmark(pairs, few("mri", "dwt-alexnet-l1"), repeats=1)
+        assert list(result.not_run) == ["dwt-alexnet-l1"]
+        assert "No weights of alexnet" in result.not_run["dwt-alexnet-l1"]
         assert list(result.table.index) == ["mri"]
 
     def test_another_convention(self, pairs):
@@ -120,8 +120,8 @@ class TestTrouble:
 
     def test_no_method_that_can_run(self, pairs, monkeypatch, tmp_path):
         monkeypatch.setenv("FUSIONFLOW_WEIGHTS_DIR", str(tmp_path))
-        with pytest.raises(InputError, match="No method can run: dwt-vgg19: No weights"):
-            benchmark.run_benchmark(pairs, few("dwt-vgg19"))
+        with pytest.raises(InputError, match="No method can run: dwt-vgg19-l1: No weights"):
+            benchmark.run_benchmark(pairs, few("dwt-vgg19-l1"))
 
     def test_no_pairs(self):
         with pytest.raises(InputError, match="no pairs"):

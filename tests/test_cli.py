@@ -61,7 +61,15 @@ def test_a_cohort_with_trouble(bids, tmp_path):
 
 def test_an_empty_folder(tmp_path):
     (tmp_path / "bids").mkdir()
-    run = fusionflow("run", tmp_path / "bids", tmp_path / "out", "--weights", "random:0")
+    run = fusionflow(
+        "run",
+        tmp_path / "bids",
+        tmp_path / "out",
+        "--method",
+        "dwt-vgg19-l1",
+        "--weights",
+        "random:0",
+    )
     assert run.returncode == 4
     assert "holds no subject with both a T1w and a PET image" in run.stderr
     assert "Traceback" not in run.stderr
@@ -217,7 +225,8 @@ def test_sigterm_undoes_what_is_in_flight_and_the_rest_can_be_made(bids, tmp_pat
     """What SLURM, Kubernetes and `timeout` send."""
     out = tmp_path / "out"
     command = [
-        BIN / "fusionflow", "run", bids, out, "--weights", "random:0", "--n-workers", "1",
+        BIN / "fusionflow", "run", bids, out, "--method", "dwt-vgg19-l1", "--weights", "random:0",
+        "--n-workers", "1",
     ]  # fmt: skip
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
@@ -231,7 +240,7 @@ def test_sigterm_undoes_what_is_in_flight_and_the_rest_can_be_made(bids, tmp_pat
     assert [p for p in out.rglob(".*") if p.name != ".bidsignore"] == []
     published = ff.open_cohort(out).labels
     assert 1 <= len(published) < 4
-    again = fusionflow("run", bids, out, "--weights", "random:0")
+    again = fusionflow("run", bids, out, "--method", "dwt-vgg19-l1", "--weights", "random:0")
     assert again.returncode == 0
     assert f"{4 - len(published)} fused, {len(published)} unchanged" in again.stdout
 
@@ -277,8 +286,11 @@ def test_nothing_runs_without_weights(bids, tmp_path):
         (["--no-such-option"], "No such option"),
         (["--n-workers", "0"], "0 is not in the range"),
         (["--method", "dwt-vg19"], "No method is called 'dwt-vg19'. Known are: dwt-vgg19"),
-        (["--participant-label", "77", "--weights", "random:0"], "sub-77"),
-        (["--weights", "random:x"], "not a whole number"),
+        (
+            ["--participant-label", "77", "--method", "dwt-vgg19-l1", "--weights", "random:0"],
+            "sub-77",
+        ),
+        (["--method", "dwt-vgg19-l1", "--weights", "random:x"], "not a whole number"),
         (["cohort"], "is not one of 'participant', 'group'"),
         (["--reference-region", "pons"], "ask for suvr (--pet-units suvr)"),
         (
@@ -307,7 +319,7 @@ def test_a_misspelt_option_in_yaml(bids, tmp_path):
 def test_yaml_and_options_together(bids, tmp_path):
     options = tmp_path / "run.yaml"
     options.write_text(
-        "method: {name: dwt-vgg19, weights: 'random:3', temperature: 0.25}\n"
+        "method: {name: dwt-vgg19-l1, weights: 'random:3', temperature: 0.25}\n"
         "region: mask\n"
         "cluster: {n_workers: 1}\n"
     )

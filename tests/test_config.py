@@ -102,7 +102,7 @@ class TestValues:
             ConformOptions(pet_percentile=percentile)
 
 
-DEFAULT = METHODS["dwt-vgg19"]
+DEFAULT = METHODS["dwt-vgg19-l1"]
 CHANGES = {
     "transform": [
         Wavelet(name="haar"),
@@ -155,7 +155,7 @@ class TestFingerprint:
 
     def test_equal_methods_have_equal_ones_however_they_were_written(self, load):
         written = load(
-            "method:\n  name: dwt-vgg19\n  batch: 16\n  taps: [relu1_1, relu2_1, relu3_1]\n"
+            "method:\n  name: dwt-vgg19-l1\n  batch: 16\n  taps: [relu1_1, relu2_1, relu3_1]\n"
             "  rule: l1-soft\n  backbone: vgg19\n  temperature: 5.0e-1\n"
             "  transform: {mode: symmetric, levels: 1, name: db2}\n"
         ).method

@@ -35,7 +35,7 @@ from fusionflow.fusion import (
 from fusionflow.phantom import make_phantom
 from fusionflow.wavelet import decompose, reconstruct
 
-VGG19 = METHODS["dwt-vgg19"]
+VGG19 = METHODS["dwt-vgg19-l1"]
 RANDOM = resolve_weights("random:1", "vgg19")
 PRECISIONS = ("float32", "bfloat16")
 

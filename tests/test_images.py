@@ -190,7 +190,7 @@ class TestCommand:
         result = CliRunner().invoke(
             main,
             ["image", str(pair / "MRI"), str(pair / "PET"), "-o", str(out), "--compare",
-             "--weights", "random:1"],
+             "--method", "dwt-vgg19-l1", "--weights", "random:1"],
         )  # fmt: skip
         assert result.exit_code == 3
         assert "WARNING weights of vgg19: random:1 (RANDOM" in result.output

@@ -10,7 +10,7 @@ import fusionflow as ff
 from fusionflow.config import METHODS, RunConfig
 from fusionflow.errors import PlacementError
 
-METHOD = METHODS["dwt-vgg19"].model_copy(update={"weights": "random:0"})
+METHOD = METHODS["dwt-vgg19-l1"].model_copy(update={"weights": "random:0"})
 
 
 @pytest.fixture(scope="module")

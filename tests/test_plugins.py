@@ -62,7 +62,7 @@ def test_a_rule(their_package):
 
 def test_a_backbone(their_package):
     assert known_backbone("slim").url is None
-    method = METHODS["dwt-vgg19"].model_copy(update={"backbone": "slim"})
+    method = METHODS["dwt-vgg19-l1"].model_copy(update={"backbone": "slim"})
     assert reads_backbone(method)
 
 

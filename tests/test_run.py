@@ -42,7 +42,7 @@ class TestCohort:
         assert scan.fused.dims == ("z", "y", "x")
         assert scan.fused.shape == (41, 56, 47)
         assert scan.fused.dtype == np.float32
-        assert scan.attrs["method"]["name"] == "dwt-vgg19"
+        assert scan.attrs["method"]["name"] == "dwt-vgg19-l1"
         assert np.isfinite(scan.fused.values).all()
         # Weights of a mean lie between the sources in every band, so the mean of each slice does.
         low = np.minimum(scan.mri, scan.pet).mean().item()
@@ -105,7 +105,7 @@ class TestSummary:
     def test_cohort_figures_are_over_subjects(self, fused):
         out, report, _ = fused
         summary = ff.summarise(out)
-        assert summary.attrs == {"method": "dwt-vgg19", "scans": 4, "subjects": 3}
+        assert summary.attrs == {"method": "dwt-vgg19-l1", "scans": 4, "subjects": 3}
         assert summary.ssim.sel(statistic="n").values.tolist() == [3, 3]
         figures = {record.label: record.metrics["ssim"]["pet"] for record in report.fused}
         first = (figures[LABELS[0]] + figures[LABELS[1]]) / 2
@@ -300,7 +300,7 @@ class TestLazy:
         np.testing.assert_array_equal(result.fused.values, scan.fused.values)
         np.testing.assert_array_equal(result.metrics.values, scan.metrics.values)
         np.testing.assert_array_equal(result.image_metrics.values, scan.image_metrics.values)
-        assert result.attrs["method"]["name"] == "dwt-vgg19"
+        assert result.attrs["method"]["name"] == "dwt-vgg19-l1"
 
     def test_plain_numpy_input_and_a_named_method(self, client):
         rng = np.random.default_rng(0)
@@ -320,7 +320,7 @@ def test_a_reader_is_never_disturbed(fused, phantom_bids, client, tmp_path):
     """A cohort that is open stays as it was, one opened anew is whole, while all is replaced."""
     out = shutil.copytree(fused[0], tmp_path / "out")
     expected = {
-        "dwt-vgg19": {
+        "dwt-vgg19-l1": {
             label: ff.open_cohort(out).scan(label).fused.values.copy() for label in LABELS
         }
     }
@@ -341,13 +341,13 @@ def test_a_reader_is_never_disturbed(fused, phantom_bids, client, tmp_path):
             assert len(report.fused) == 4
             for label in LABELS:
                 still = opened.scan(label).fused.values
-                np.testing.assert_array_equal(still, expected["dwt-vgg19"][label])
+                np.testing.assert_array_equal(still, expected["dwt-vgg19-l1"][label])
     finally:
         stop.set()
     counts, problems = found.get(timeout=120)
     reader.join(timeout=120)
     assert problems == []
-    assert counts["dwt-vgg19"] > 4
+    assert counts["dwt-vgg19-l1"] > 4
     assert sum(counts.values()) > 40
 
 

@@ -145,7 +145,11 @@ class TestCohort:
 
     def test_says_what_it_was_made_of(self):
         scans = [scan("sub-01_ses-1"), scan("sub-01_ses-2"), scan("sub-02_ses-1")]
-        assert summarise_records(scans).attrs == {"method": "dwt-vgg19", "scans": 3, "subjects": 2}
+        assert summarise_records(scans).attrs == {
+            "method": "dwt-vgg19-l1",
+            "scans": 3,
+            "subjects": 2,
+        }
 
 
 class TestSessions:
@@ -205,7 +209,7 @@ class TestDatasets:
         assert list(dataset["scan"].values) == ["sub-02", "sub-01_ses-b"]
         assert list(dataset["subject"].values) == ["02", "01"]
         assert list(dataset["session"].values) == ["", "b"]
-        assert list(dataset["method"].values) == ["dwt-vgg19"] * 2
+        assert list(dataset["method"].values) == ["dwt-vgg19-l1"] * 2
         for metric in PAIR_METRICS:
             wanted = [[record.metrics[metric.name][s] for s in SOURCES] for record in scans]
             assert dataset[metric.name].dims == ("scan", "source")

@@ -1,5 +1,6 @@
 """Weights are listed, staged with their checksums, and verified."""
 
+import re
 import subprocess
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from fusionflow import weight_store
 from fusionflow.backbones import BACKBONES, resolve_weights
 from fusionflow.cli import main
 from fusionflow.errors import ChecksumError, ConfigurationError, WeightsError
+from fusionflow.learned import shipped_models
 from fusionflow.weights import SUMS_FILE, file_sha256
 
 
@@ -49,7 +51,8 @@ def test_what_is_known(cache):
     assert listed.exit_code == 0
     assert f"here     {cache}" in listed.output
     assert "548 MB, SHA-256 dcbb9e9d" in listed.output
-    assert listed.output.count("licence") == len(BACKBONES)
+    assert listed.output.count("licence") == len(BACKBONES) + len(shipped_models())
+    assert "dwt-vgg19, trained" in listed.output
 
 
 def test_stage_then_run_finds_them(cache, tmp_path, monkeypatch):
@@ -123,9 +126,10 @@ def test_verify_names_what_is_missing_unknown_or_no_weights(own_file, tmp_path):
 
 
 def test_verify_the_cache(cache):
-    assert weight_store.verify() == [weight_store.Checked(cache, None)]
+    models = [weight_store.Checked(path, None) for path in shipped_models()]
+    assert weight_store.verify() == [*models, weight_store.Checked(cache, None)]
     cache.write_bytes(b"damaged")
-    (item,) = weight_store.verify()
+    *_, item = weight_store.verify()
     assert "its SHA-256 is not" in item.fault
 
 
@@ -134,10 +138,12 @@ def test_verify_nothing(cache, tmp_path):
     named = CliRunner().invoke(main, ["weights", "verify", str(tmp_path / "empty")])
     assert named.exit_code == 2  # the wrong folder
     assert f"{tmp_path / 'empty'} holds no weights" in named.output
-    cache.unlink()
-    of_torch = CliRunner().invoke(main, ["weights", "verify"])
-    assert of_torch.exit_code == 4
-    assert "fusionflow weights fetch" in of_torch.output
+
+
+def test_verify_what_comes_with_fusionflow():
+    result = CliRunner().invoke(main, ["weights", "verify"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"ok +\S+/models/dwt-vgg19\.safetensors", result.output)
 
 
 def test_offline_nothing_is_downloaded(cache):

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--posterior", action="store_true", help="the y axis runs backwards")
     arguments = parser.parse_args()
-    method = METHODS["dwt-vgg19"].model_copy(update={"weights": str(arguments.weights)})
+    method = METHODS["dwt-vgg19-l1"].model_copy(update={"weights": str(arguments.weights)})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "bids"
         for source, name in (

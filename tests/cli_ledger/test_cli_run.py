@@ -162,7 +162,18 @@ class TestSummaryForMachines:
 
     def test_of_a_run_that_was_interrupted_says_so(self, bids, tmp_path):
         out = tmp_path / "out"
-        command = [BIN / "fusionflow", "run", bids, out, "--weights", "random:0", "--n-workers", 1]
+        command = [
+            BIN / "fusionflow",
+            "run",
+            bids,
+            out,
+            "--method",
+            "dwt-vgg19-l1",
+            "--weights",
+            "random:0",
+            "--n-workers",
+            1,
+        ]
         with subprocess.Popen(list(map(str, command)), stderr=-1, text=True) as process:
             for line in process.stderr:
                 if line.startswith("fused"):

@@ -149,7 +149,7 @@ class TestWeights:
     def test_damaged_before_the_run(self, bids, weights, damaged, cluster, table, tmp_path):
         """Nothing starts and nothing is written."""
         whole, out = weights.read_bytes(), tmp_path / "out"
-        how = config("dwt-vgg19", weights=str(weights))
+        how = config("dwt-vgg19-l1", weights=str(weights))
         shutil.copyfile(damaged, weights)
         began = time.time()
         with pytest.raises(ChecksumError, match="The file changed or is damaged"):
@@ -166,7 +166,7 @@ class TestWeights:
         """The workers notice and the run stops, for every scan would meet it."""
         whole, out = tmp_path / "whole.safetensors", tmp_path / "out"
         shutil.copyfile(weights, whole)
-        how = config("dwt-vgg19", weights=str(weights))
+        how = config("dwt-vgg19-l1", weights=str(weights))
         book.write(Order("copy", "conform",
                          arguments={"source": str(damaged), "target": str(weights)}))  # fmt: skip
         with pytest.raises(FusionflowError, match="Every scan would meet this") as stopped:

@@ -19,7 +19,7 @@ VICTIM = "sub-02_ses-baseline"
         ("conform", "begin", "dwt-max"),
         ("conform", "end", "dwt-max"),
         ("decompose", "begin", "dwt-max"),
-        ("fuse", "begin", "dwt-vgg19"),
+        ("fuse", "begin", "dwt-vgg19-l1"),
         ("reconstruct", "begin", "dwt-max"),
         ("write", "begin", "dwt-max"),
         ("write", "end", "dwt-max"),

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    method = METHODS["dwt-vgg19"].model_copy(update={"weights": arguments.weights})
+    method = METHODS["dwt-vgg19-l1"].model_copy(update={"weights": arguments.weights})
     recipe = make_recipe(method)
     if recipe.weights is None:
         raise SystemExit("dwt-vgg19 reads a network")
