@@ -90,6 +90,8 @@ class Head(nn.Module):
     def __init__(self, channels: Sequence[int], seen: int, width: int) -> None:
         super().__init__()
         self.reduce = nn.ModuleList(nn.Conv2d(count, seen, 1) for count in channels)
+        for index, count in enumerate(channels):
+            self.register_buffer(f"scale{index}", torch.ones(count, 1, 1))
         from_taps = 2 * len(BANDS) * seen if channels else 0
         coefficients = 3 * len(BANDS)  # of each source, and the difference of their magnitudes
         self.mix = nn.Sequential(
@@ -102,6 +104,16 @@ class Head(nn.Module):
         #: How firmly the larger magnitude is chosen, of `_FIRMNESS`; how much `balance` moves that.
         self.firmness = nn.Parameter(torch.ones(len(BANDS)))
         self.lean = nn.Parameter(torch.ones(len(BANDS)))
+
+    def calibrate(self, taps: Sequence[torch.Tensor]) -> None:
+        """Take from some features how large those of each channel are, to bring all to one size.
+
+        Pretrained networks have features of hundreds, which no head learns from.
+        """
+        for index, features in enumerate(taps):
+            size = features.detach().square().mean(dim=(0, 2, 3)).sqrt()
+            least = 0.01 * size.max().clamp(min=1e-6)  # a channel may be silent
+            self.get_buffer(f"scale{index}").copy_(size.clamp(min=float(least))[:, None, None])
 
     def forward(
         self,
@@ -134,9 +146,13 @@ class Head(nn.Module):
         inputs = [mri, pet, mri.abs() - pet.abs(), lean.expand(-1, 1, rows, columns)]
         if self.reduce:
             seen: torch.Tensor | float = 0.0
-            for layer, features in zip(self.reduce, taps, strict=True):
+            for index, (layer, features) in enumerate(zip(self.reduce, taps, strict=True)):
+                assert isinstance(layer, nn.Conv2d)
+                weight = layer.weight / self.get_buffer(f"scale{index}")
                 seen = seen + functional.interpolate(
-                    layer(features).float(), size=(rows, columns), mode="bilinear"
+                    functional.conv2d(features, weight, layer.bias),
+                    size=(rows, columns),
+                    mode="bilinear",
                 )
             if isinstance(seen, torch.Tensor):
                 inputs.append(seen.reshape(count, -1, rows, columns))

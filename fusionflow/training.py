@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pywt
 import scipy
 import torch
 from torch import nn
 
 import fusionflow
-from fusionflow.backbones import build_trunk, resolve_weights
+from fusionflow.backbones import build_trunk, check_size, resolve_weights
 from fusionflow.checkpoint import Epoch, State, resume, write_checkpoint, write_history
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.fusion_net import FusionNet, ModelCard, make_net
@@ -33,7 +34,7 @@ from fusionflow.stages import torch_threads
 from fusionflow.train_config import TrainConfig
 from fusionflow.train_data import SlicePair, check_apart, checksum, draw, read_slices
 from fusionflow.untrusted import one_line
-from fusionflow.validation import draw_picture, fuse, validate
+from fusionflow.validation import bands_of, draw_picture, fuse, validate
 from fusionflow.weights import Weights
 
 __all__ = ["Trained", "train"]
@@ -113,12 +114,15 @@ def train(
     with RunLock(out / LOCK, uuid.uuid4().hex[:8]), torch_threads(config.threads):
         slices, validation = read_slices(config.train), read_slices(config.validation)
         check_apart(slices, validation)
+        _check_sizes(config, validation)
         tell(f"{len(slices)} slices to train on, {len(validation)} to validate with")
         made_from = _made_from(config, weights, slices, validation, device)
         state = State(net, _optimiser(net, trained, config))
         if (out / CHECKPOINT).is_file():
             resume(state, made_from, out / CHECKPOINT)
             tell(f"going on after epoch {len(state.epochs)}")
+        else:
+            _calibrate(net, slices, config, device)
         while not _ended(state, config):
             epoch = _one_epoch(state, config, slices, validation, device)
             if state.best_epoch is epoch:
@@ -150,6 +154,22 @@ def _check_device(device: str) -> None:
         ) from error
 
 
+def _check_sizes(config: TrainConfig, validation: Sequence[SlicePair]) -> None:
+    """Make sure that what is shown to the backbone is large enough for its taps.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if config.reads_backbone:
+        wavelet = config.transform
+        length = pywt.Wavelet(wavelet.name).dec_len
+        for sides in {(config.crop, config.crop), *(pair.mri.shape for pair in validation)}:
+            rows, columns = (pywt.dwt_coeff_len(n, length, wavelet.mode) for n in sides)
+            check_size(config.backbone, config.taps, (rows, columns))
+
+
 def _start(
     config: TrainConfig, weights: Weights | None, name: str | None, licence: str
 ) -> FusionNet:
@@ -175,6 +195,15 @@ def default_name(config: TrainConfig, weights: Weights | None) -> str:
     if weights.is_random:
         return f"dwt-{config.backbone}-{'scratch' if config.unfreeze == 'all' else 'random'}"
     return f"dwt-{config.backbone}"
+
+
+@torch.no_grad()
+def _calibrate(
+    net: FusionNet, slices: Sequence[SlicePair], config: TrainConfig, device: str
+) -> None:
+    """Fit the head to the size of the backbone's features, as the first step sees them."""
+    batch = draw(slices, config, 0).to(device)
+    net.head.calibrate(net.read(bands_of(batch.mri, config), bands_of(batch.pet, config)))
 
 
 def _optimiser(

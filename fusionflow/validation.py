@@ -17,7 +17,7 @@ from fusionflow.pictures import mosaic
 from fusionflow.train_config import TrainConfig
 from fusionflow.train_data import Batch, SlicePair
 
-__all__ = ["BALANCES", "draw_picture", "fuse", "fuse_along", "validate"]
+__all__ = ["BALANCES", "bands_of", "draw_picture", "fuse", "fuse_along", "validate"]
 
 #: Balances at which slices are fused.
 BALANCES = (0.1, 0.5, 0.9)
@@ -26,7 +26,7 @@ _SHOWN = 4
 
 def fuse(net: FusionNet, batch: Batch, config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Return fused slices, (n, y, x), and the MRI's weights, (n, 4, y', x')."""
-    of_mri, of_pet = _bands(batch.mri, config), _bands(batch.pet, config)
+    of_mri, of_pet = bands_of(batch.mri, config), bands_of(batch.pet, config)
     bfloat16, trained = config.precision == "bfloat16", config.unfreeze != 0
     weights = net(of_mri, of_pet, batch.balance, bfloat16=bfloat16, trained_trunk=trained)
     return _merged(weights, of_mri, of_pet, batch.mri.shape, config), weights
@@ -48,7 +48,7 @@ def fuse_along(
         The MRI's weights.
     """
     mri, pet = (torch.from_numpy(image)[None].to(device) for image in (pair.mri, pair.pet))
-    of_mri, of_pet = _bands(mri, config), _bands(pet, config)
+    of_mri, of_pet = bands_of(mri, config), bands_of(pet, config)
     taps = net.read(of_mri, of_pet, bfloat16=config.precision == "bfloat16")
     balances = torch.tensor(BALANCES, device=device)
     weights = torch.cat([net.weigh(taps, of_mri, of_pet, balance[None]) for balance in balances])
@@ -57,7 +57,8 @@ def fuse_along(
     return Batch(mri.expand(count, -1, -1), pet.expand(count, -1, -1), balances), fused, weights
 
 
-def _bands(images: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+def bands_of(images: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+    """Return the bands a, h, v, d of slices, (n, 4, y', x')."""
     (bands,) = torch_wavelet.decompose(images, config.transform)
     return bands
 

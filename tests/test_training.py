@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from fusionflow import learned, torch_wavelet, training
 from fusionflow.backbones import build_trunk
 from fusionflow.cli import main
-from fusionflow.config import load_config
+from fusionflow.config import Method, load_config
 from fusionflow.errors import ConfigurationError, InputError, LockedError, WeightsError
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
@@ -134,6 +134,34 @@ class TestTraining:
     def test_another_seed_is_another_model(self, small, tmp_path):
         one, other = (train(small(seed=seed), tmp_path / str(seed)) for seed in (0, 1))
         assert one.model.read_bytes() != other.model.read_bytes()
+
+
+class TestBackbones:
+    @pytest.mark.parametrize("unfreeze", [0, 1, "all"])
+    @pytest.mark.parametrize(
+        ("backbone", "taps"),
+        [
+            ("vgg16", ("relu1_1", "relu2_1")),
+            ("alexnet", ("relu1", "relu2")),
+            ("densenet121", ("relu0", "denseblock1")),
+        ],
+    )
+    def test_each_trains_and_fuses(self, small, tmp_path, backbone, taps, unfreeze):
+        config = small(backbone=backbone, taps=taps, unfreeze=unfreeze, steps=1, epochs=1, crop=96)
+        trained = train(config, tmp_path)
+        method = Method(
+            name="mine", rule="learned", backbone=backbone, taps=taps, weights=str(trained.model)
+        )
+        rng = np.random.default_rng(0)
+        mri, pet = rng.random((2, 2, 80, 96), np.float32)
+        fused = fuse_slices(mri, pet, make_recipe(method))
+        assert np.isfinite(fused).all()
+        assert fused.std() > 0.1
+
+    def test_squares_too_small_for_the_taps(self, small, tmp_path):
+        taps = ("relu1", "relu2", "relu3")
+        with pytest.raises(InputError, match="too small for the taps relu1, relu2, relu3 of alex"):
+            train(small(backbone="alexnet", taps=taps, crop=48), tmp_path)
 
 
 class TestObjective:

@@ -1,6 +1,6 @@
 """Make the README's picture from a T1w and a PET volume of one head.
 
-    python workflows/make_figures.py T1W.nii.gz PET.nii.gz WEIGHTS.safetensors
+    python workflows/make_figures.py T1W.nii.gz PET.nii.gz
 
 The picture in the repository shows the simulated BrainWeb volumes that come with pyapetnet's demo
 data (MIT licence). Their headers call the second axis anterior, but it runs to the back of the
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import fusionflow as ff
-from fusionflow.config import METHODS, RunConfig
+from fusionflow.config import RunConfig
 
 FIGURES = Path(__file__).parent / "figures"
 
@@ -28,10 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("t1w", type=Path)
     parser.add_argument("pet", type=Path)
-    parser.add_argument("weights", type=Path)
     parser.add_argument("--posterior", action="store_true", help="the y axis runs backwards")
     arguments = parser.parse_args()
-    method = METHODS["dwt-vgg19-l1"].model_copy(update={"weights": str(arguments.weights)})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "bids"
         for source, name in (
@@ -44,7 +42,7 @@ def main() -> None:
             turn = np.diag([-1, -1, 1, 1]) if arguments.posterior else np.eye(4)
             nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), turn @ image.affine), place)
         out = Path(folder) / "fused"
-        ff.run(root, out, RunConfig(method=method), levels=("participant",))
+        ff.run(root, out, RunConfig(), levels=("participant",))
         picture = Image.open(out / "sub-brainweb/fused/sub-brainweb_fused.png")
         FIGURES.mkdir(exist_ok=True)
         picture.save(FIGURES / "brainweb.png", optimize=True)
