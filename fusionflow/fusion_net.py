@@ -1,11 +1,13 @@
 """The network of the learned rule: a backbone's trunk, and a head that weighs the bands.
 
-For each band of both sources the backbone reads the coefficients, shown to it as a picture. What
-its taps see is reduced to a few channels and brought to the size of the band; a head of three
-convolutions looks at that, at the coefficients of all four bands, and at the wanted `balance`, and
-says for every coefficient of every band how much of the MRI's goes in; the rest is the PET's. So a
-fused coefficient lies between those of its sources, and two equal sources give themselves. Before
-it has learned anything the head chooses the coefficient of larger magnitude, softly.
+For each band of both sources the backbone reads the coefficients, shown to it as a picture. How far
+its taps are from what they see of an empty picture is its activity there (of which the zero-shot
+rule of `fusionflow.fusion` takes the mean over channels). A head learns to reduce it to a few
+channels; three convolutions look at them, at the coefficients of all four bands, and at the wanted
+`balance`, and say for every coefficient of every band how much of the MRI's goes in; the rest is
+the PET's. So a fused coefficient lies between those of its sources, and two equal sources give
+themselves. Before it has learned anything the head chooses the coefficient of larger magnitude,
+softly.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ _EMPTY: Final = (0.0, 0.5, 0.5, 0.5)
 #: How many times the difference of magnitudes counts, for bands a, h, v, d, before training.
 _FIRMNESS: Final = (16.0, 32.0, 32.0, 32.0)
 #: How near to 0 and 1 a balance comes: beyond, its logit would leave no room for the sources.
-_LEAST_BALANCE: Final = 0.01
+_LEAST_BALANCE: Final = 0.001
+#: By how much bands are amplified before they are shown.
+_CONTRAST: Final = (1.0, 4.0, 4.0, 4.0)
+#: Of the usual activity: where both sources have less, neither has a share.
+_LEAST_ACTIVITY: Final = 0.05
 #: A level of the transform doubles the range.
 _GAIN: Final = 2
 #: Coefficients beyond this are seen as this: training shows none, and scans are not clipped.
@@ -89,10 +95,13 @@ class Head(nn.Module):
 
     def __init__(self, channels: Sequence[int], seen: int, width: int) -> None:
         super().__init__()
-        self.reduce = nn.ModuleList(nn.Conv2d(count, seen, 1) for count in channels)
+        #: Which channels of each tap count together as one activity, and how much each does.
+        self.reduce = nn.ParameterList(
+            torch.rand(seen, count, 1, 1) * (2 / count) for count in channels
+        )
         for index, count in enumerate(channels):
             self.register_buffer(f"scale{index}", torch.ones(count, 1, 1))
-        from_taps = 2 * len(BANDS) * seen if channels else 0
+        from_taps = len(channels) * len(BANDS) * seen
         coefficients = 3 * len(BANDS)  # of each source, and the difference of their magnitudes
         self.mix = nn.Sequential(
             nn.Conv2d(from_taps + coefficients + 1, width, 3, padding=1, padding_mode="replicate"),
@@ -127,7 +136,7 @@ class Head(nn.Module):
         Parameters
         ----------
         taps : sequence of Tensor, (n * 2 * 4, channels, y'', x'')
-            Features of every band of both sources, slice by slice, the MRI's bands first.
+            Activity in every band of both sources, slice by slice, the MRI's bands first.
         mri, pet : Tensor, (n, 4, y', x') float32
             Coefficients of bands a, h, v, d, those of a display window in 0..1 (a) and -1..1.
         balance : Tensor, (n,) float32
@@ -138,28 +147,28 @@ class Head(nn.Module):
         Tensor, (n, 4, y', x')
             0..1.
         """
-        count, _, rows, columns = mri.shape
+        rows, columns = mri.shape[-2:]
         larger = mri.abs() - pet.abs()
         lean = (2 * balance - 1).view(-1, 1, 1, 1)
         bias = torch.logit(balance, _LEAST_BALANCE).view(-1, 1, 1, 1)
         mri, pet = mri.clamp(-_MOST, _MOST), pet.clamp(-_MOST, _MOST)
         inputs = [mri, pet, mri.abs() - pet.abs(), lean.expand(-1, 1, rows, columns)]
-        if self.reduce:
-            seen: torch.Tensor | float = 0.0
-            for index, (layer, features) in enumerate(zip(self.reduce, taps, strict=True)):
-                assert isinstance(layer, nn.Conv2d)
-                weight = layer.weight / self.get_buffer(f"scale{index}")
-                seen = seen + functional.interpolate(
-                    functional.conv2d(features, weight, layer.bias),
-                    size=(rows, columns),
-                    mode="bilinear",
-                )
-            if isinstance(seen, torch.Tensor):
-                inputs.append(seen.reshape(count, -1, rows, columns))
+        inputs += [
+            self._shares(index, activity, (rows, columns)) for index, activity in enumerate(taps)
+        ]
         logits = self.mix(torch.cat(inputs, dim=1))
         firmness = self.firmness * self.firmness.new_tensor(_FIRMNESS)
         logits = logits + firmness.view(1, -1, 1, 1) * larger
         return torch.sigmoid(logits + self.lean.view(1, -1, 1, 1) * bias)
+
+    def _shares(self, index: int, activity: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """Return the MRI's share of the activity at a tap, -1 (none) to 1 (all)."""
+        weight = self.reduce[index].abs() / self.get_buffer(f"scale{index}")
+        together = functional.interpolate(
+            functional.conv2d(activity, weight), size=shape, mode="bilinear"
+        )
+        mri, pet = together.unflatten(0, (-1, 2, len(BANDS))).unbind(dim=1)
+        return ((mri - pet) / (mri + pet + _LEAST_ACTIVITY)).flatten(1, 2)
 
 
 class FusionNet(nn.Module):
@@ -217,17 +226,41 @@ class FusionNet(nn.Module):
         bfloat16: bool = False,
         trained_trunk: bool = False,
     ) -> list[torch.Tensor]:
-        """Return what the trunk's taps see of both sources, the same for any balance."""
+        """Return how active each channel of the taps is, the same for any balance.
+
+        Each band is shown as a picture in which no coefficient is black (band ``a``) or middle grey
+        (the others, which are amplified); activity is the distance from what the taps see of a
+        picture without coefficients.
+
+        Returns
+        -------
+        list of Tensor, (n * 2 * 4, channels, y'', x'') float32
+            Non-negative; slice by slice, the MRI's bands first.
+        """
         if self.trunk is None:
             return []
+        contrast = mri.new_tensor(_CONTRAST).view(1, 1, -1, 1, 1)
         empty = mri.new_tensor(_EMPTY).view(1, 1, -1, 1, 1)
-        images = (torch.stack([mri, pet], dim=1) / _GAIN).clamp(-_MOST, _MOST)
+        images = (torch.stack([mri, pet], dim=1) * (contrast / _GAIN)).clamp(-_MOST, _MOST)
         with (
             torch.set_grad_enabled(trained_trunk),
             torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16),
         ):
             taps = self.trunk((images + empty).flatten(0, 2)[:, None])
-        return [tap.float() for tap in taps]
+            nothing = self._of_nothing(mri.shape[-2], mri.shape[-1])
+        return [
+            (tap.float().unflatten(0, (-1, len(BANDS))) - blank.float()).abs().flatten(0, 1)
+            for tap, blank in zip(taps, nothing, strict=True)
+        ]
+
+    def _of_nothing(self, rows: int, columns: int) -> list[torch.Tensor]:
+        """Return what the taps see of empty bands, (4, channels, y'', x'') each."""
+        assert self.trunk is not None
+        if torch.is_inference_mode_enabled():  # nothing changes any more
+            maps = [self.trunk.of_nothing(rows, columns, value) for value in _EMPTY]
+            return [torch.cat(tap) for tap in zip(*maps, strict=True)]
+        blank = self.trunk.bias.new_tensor(_EMPTY).view(-1, 1, 1, 1)
+        return self.trunk(blank.expand(-1, 1, rows, columns).contiguous())
 
     def weigh(
         self,

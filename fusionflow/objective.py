@@ -1,4 +1,4 @@
-"""What training makes small: the figures of a fused slice, weighed by what `balance` wants."""
+"""What training makes small: what a fused slice loses of its sources, as `balance` weighs them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,35 @@ _LEAST_FIGURE = 0.01
 def objective(batch: Batch, fused: torch.Tensor, loss: Loss) -> torch.Tensor:
     """Return what training makes small, a number for each slice, (n,).
 
-    Figures are better where they are higher, so they count negatively; and by their logarithm, for
-    a share that is lost of one must weigh as much as the same share of another that is gained. Of
-    their plain sum the unchanged MRI has more than any fused slice, and shows no PET. Correlations
-    of differences ask for the sum of both sources, so they have no say at the ends of the knob.
+    Each figure counts by what it lacks of that of the pixel maximum (the larger value at each
+    place), which is hard to beat in all of them: what it lacks weighs `Loss.lack` times as much as
+    what it is ahead. Otherwise it would pay to give up one source where the other is noisy, and
+    what noise looks like is what a network tells data sets apart by.
+
+    Figures are compared by their logarithms, for a share that is lost of one must weigh as much as
+    the same share of another that is gained. Of their plain sum the unchanged MRI has more than any
+    fused slice, and shows no PET. Correlations of differences ask for the sum of both sources, so
+    they have no say at the ends of the knob.
     """
     of = losses.figures(batch.mri, batch.pet, fused)
+    with torch.no_grad():
+        larger = losses.figures(batch.mri, batch.pet, torch.maximum(batch.mri, batch.pet))
+
+    def behind(name: str) -> torch.Tensor:
+        lacks = _log(getattr(larger, name)) - _log(getattr(of, name))
+        return lacks + (loss.lack - 1) * lacks.clamp(min=0)
+
+    scd = larger.scd_mri + larger.scd_pet - of.scd_mri - of.scd_pet
+    scd = scd + (loss.lack - 1) * scd.clamp(min=0)
     for_mri, for_pet = 2 * batch.balance, 2 * loss.pet * (1 - batch.balance)
     for_both = 4 * batch.balance * (1 - batch.balance)
     wanted = _wanted(batch.mri, batch.pet, batch.balance.view(-1, 1, 1))
     return (
         loss.intensity * (fused - wanted).abs().mean(dim=(1, 2))
-        - loss.qabf * _log(of.qabf)
-        - loss.scd * for_both * (of.scd_mri + of.scd_pet)
-        - loss.ssim * (for_mri * _log(of.ssim_mri) + for_pet * _log(of.ssim_pet))
-        - loss.vif * (for_mri * _log(of.vif_mri) + for_pet * _log(of.vif_pet))
+        + loss.qabf * behind("qabf")
+        + loss.scd * for_both * scd
+        + loss.ssim * (for_mri * behind("ssim_mri") + for_pet * behind("ssim_pet"))
+        + loss.vif * (for_mri * behind("vif_mri") + for_pet * behind("vif_pet"))
     )
 
 

@@ -123,16 +123,19 @@ class Loss(Options):
     intensity : float
         Mean distance from the brighter of the two sources (what is bright in either stays bright),
         which gives way to a source itself towards its end of the knob.
+    lack : float
+        By how much more it weighs what a figure lacks of the pixel maximum's than what it is ahead.
     pet : float
         By how much more the PET's SSIM and VIF weigh: it is the smoother source, and fades first.
     """
 
     qabf: float = Field(strict=True, default=2.0, ge=0)
-    scd: float = Field(strict=True, default=4.0, ge=0)
+    scd: float = Field(strict=True, default=2.0, ge=0)
     ssim: float = Field(strict=True, default=1.0, ge=0)
     vif: float = Field(strict=True, default=0.3, ge=0)
     intensity: float = Field(strict=True, default=1.0, ge=0)
-    pet: float = Field(strict=True, default=1.5, ge=0)
+    lack: float = Field(strict=True, default=3.0, ge=1)
+    pet: float = Field(strict=True, default=2.0, ge=0)
 
 
 class Augmentation(Options):
@@ -149,9 +152,13 @@ class Augmentation(Options):
     gain : float
         Brighten or darken by up to this share, each source apart.
     blur : float
-        Smooth the PET by up to this sigma, pixels.
+        Smooth either source, the PET as often as not and the MRI half as often, by up to this
+        sigma, pixels.
     noise : float
         Standard deviation of the noise that is added, at most.
+    contrast : float
+        How often the MRI is given grey values that rise and fall with its own, from 0 to 1: there
+        are other weightings than T1.
     pseudo_colour : float
         How often the PET is given grey values that rise and fall with uptake, from 0 (never) to 1:
         so does the luminance of the colours that it is published in.
@@ -162,7 +169,8 @@ class Augmentation(Options):
     gamma: float = Field(strict=True, default=1.6, ge=1, le=5)
     gain: float = Field(strict=True, default=0.25, ge=0, le=0.9)
     blur: float = Field(strict=True, default=1.5, ge=0, le=5)
-    noise: float = Field(strict=True, default=0.02, ge=0, le=0.5)
+    noise: float = Field(strict=True, default=0.05, ge=0, le=0.5)
+    contrast: float = Field(strict=True, default=0.5, ge=0, le=1)
     pseudo_colour: float = Field(strict=True, default=0.5, ge=0, le=1)
 
 
@@ -209,7 +217,7 @@ class TrainConfig(Options):
     transform: Wavelet = Wavelet()
     reads_backbone: bool = True
     width: int = Field(strict=True, default=32, ge=1, le=512)
-    seen: int = Field(strict=True, default=12, ge=1, le=512)
+    seen: int = Field(strict=True, default=4, ge=1, le=512)
     unfreeze: Annotated[int, Field(strict=True, ge=0)] | Literal["all"] = 0
     train: tuple[Source, ...] = Field(min_length=1)
     validation: tuple[Source, ...] = Field(min_length=1)

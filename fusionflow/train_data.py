@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,7 +199,8 @@ class Batch:
 def draw(slices: Sequence[SlicePair], config: TrainConfig, step: int) -> Batch:
     """Return the squares of a step.
 
-    Balance is evenly spread over 0..1. A square is drawn where the MRI shows a head.
+    Balance is spread over 0..1, densely at the ends, which ask for most. A square is drawn where
+    the MRI shows a head.
     """
     rng = np.random.default_rng([config.seed, step])
     mri, pet = [], []
@@ -211,6 +212,7 @@ def draw(slices: Sequence[SlicePair], config: TrainConfig, step: int) -> Batch:
         pet.append(both[1])
     # One in each of `batch` equal parts, in any order: every step sees the whole knob.
     places = (rng.permutation(config.batch) + rng.random(config.batch)) / config.batch
+    places = np.sin(places * (np.pi / 2)) ** 2
     return Batch(
         torch.from_numpy(np.stack(mri)),
         torch.from_numpy(np.stack(pet)),
@@ -247,11 +249,17 @@ def _varied(both: FloatArray, how: Augmentation, rng: np.random.Generator) -> Fl
         if rng.random() < 0.5:
             both = both[:, :, ::-1]
     mri, pet = both.copy()
-    sigma = rng.uniform(0, how.blur)
-    if rng.random() < 0.5 and sigma > 0:
-        pet = ndimage.gaussian_filter(pet, sigma)
-    if rng.random() < how.pseudo_colour:
-        pet = _as_luminance(pet, rng)
+    # What is drawn is drawn in any case, so that one option does not shift the others.
+    sigmas, chances = rng.uniform(0, how.blur, 2), rng.random(4)
+    if chances[0] < 0.25 and sigmas[0] > 0:
+        mri = ndimage.gaussian_filter(mri, sigmas[0])
+    if chances[1] < 0.5 and sigmas[1] > 0:
+        pet = ndimage.gaussian_filter(pet, sigmas[1])
+    curves = [_curve(rng) for _ in range(2)]
+    if chances[2] < how.contrast:
+        mri = curves[0](mri)
+    if chances[3] < how.pseudo_colour:
+        pet = curves[1](pet)
     varied = []
     for image in (mri, pet):
         most = math.log(how.gamma)
@@ -263,8 +271,12 @@ def _varied(both: FloatArray, how: Augmentation, rng: np.random.Generator) -> Fl
     return np.stack(varied).astype(np.float32)
 
 
-def _as_luminance(uptake: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Return the luminance of some colour scale: from black up, then up and down between hues."""
+def _curve(rng: np.random.Generator) -> Callable[[FloatArray], FloatArray]:
+    """Return new grey values for old ones: from black up, then up and down.
+
+    So does the luminance of a colour scale between its hues, and the contrast of tissues from one
+    weighting to the next.
+    """
     places = np.r_[0, np.sort(rng.uniform(0.1, 1, int(rng.integers(2, 6)))), 1]
     brightness = np.r_[0, rng.uniform(0.25, 1, len(places) - 1)]
-    return np.interp(uptake, places, brightness).astype(np.float32)
+    return lambda image: np.interp(image, places, brightness).astype(np.float32)

@@ -345,27 +345,29 @@ class TestData:
         rng = np.random.default_rng(0)
         image = gaussian_filter(rng.random((90, 70)), 2).astype(np.float32)
         image = (image - image.min()) / np.ptp(image)
-        how = Augmentation(gamma=1.0, gain=0.0, blur=0.0, noise=0.0, zoom=2.0, pseudo_colour=0.0)
+        how = Augmentation(
+            gamma=1.0, gain=0.0, blur=0.0, noise=0.0, zoom=2.0, contrast=0.0, pseudo_colour=0.0
+        )
         config = small(augmentation=how.model_dump(), batch=16)
         drawn = draw([SlicePair("same", image, image)], config, 0)
         assert drawn.mri.shape == (16, 48, 48)
         torch.testing.assert_close(drawn.mri, drawn.pet, rtol=0, atol=0)
         assert len({tile.numpy().tobytes() for tile in drawn.mri}) == 16
 
-    def test_a_pet_in_pseudo_colours_rises_and_falls_with_uptake(self, small):
-        """Equal uptake stays equal, none stays none, and nothing happens to the MRI."""
+    @pytest.mark.parametrize(("option", "changed"), [("pseudo_colour", "pet"), ("contrast", "mri")])
+    def test_grey_values_that_rise_and_fall(self, small, option, changed):
+        """Equal values stay equal, none stays none, and nothing happens to the other source."""
         ramp = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (48, 1))
-        how = Augmentation(
-            flip=False, gamma=1.0, gain=0.0, blur=0.0, noise=0.0, zoom=1.0, pseudo_colour=1.0
-        )
-        config = small(augmentation=how.model_dump(), batch=8)
-        drawn = draw([SlicePair("ramp", ramp, ramp)], config, 0)
-        np.testing.assert_array_equal(drawn.mri, np.tile(ramp, (8, 1, 1)))
-        assert (drawn.pet[:, :, 0] == 0).all()
-        assert (drawn.pet == drawn.pet[:, :1]).all()
-        falls = (np.diff(drawn.pet[:, 0]) < 0).any(axis=1)
+        still = {"gamma": 1.0, "gain": 0.0, "blur": 0.0, "noise": 0.0, "zoom": 1.0, "flip": False}
+        still |= {"contrast": 0.0, "pseudo_colour": 0.0, option: 1.0}
+        drawn = draw([SlicePair("ramp", ramp, ramp)], small(augmentation=still, batch=8), 0)
+        varied, same = (drawn.pet, drawn.mri) if changed == "pet" else (drawn.mri, drawn.pet)
+        np.testing.assert_array_equal(same, np.tile(ramp, (8, 1, 1)))
+        assert (varied[:, :, 0] == 0).all()
+        assert (varied == varied[:, :1]).all()
+        falls = (np.diff(varied[:, 0]) < 0).any(axis=1)
         assert falls.sum() > 0
-        assert 0 <= drawn.pet.min() <= drawn.pet.max() <= 1
+        assert 0 <= varied.min() <= varied.max() <= 1
 
     @pytest.mark.parametrize("size", [(20, 30), (200, 49)])
     def test_slices_of_any_size(self, small, size):
