@@ -130,7 +130,7 @@ class Loss(Options):
     """
 
     qabf: float = Field(strict=True, default=2.0, ge=0)
-    scd: float = Field(strict=True, default=2.0, ge=0)
+    scd: float = Field(strict=True, default=3.0, ge=0)
     ssim: float = Field(strict=True, default=1.0, ge=0)
     vif: float = Field(strict=True, default=0.3, ge=0)
     intensity: float = Field(strict=True, default=1.0, ge=0)
@@ -228,7 +228,7 @@ class TrainConfig(Options):
     steps: int = Field(strict=True, default=50, ge=1)
     epochs: int = Field(strict=True, default=30, ge=1)
     patience: int = Field(strict=True, default=8, ge=1)
-    learning_rate: float = Field(strict=True, default=1e-3, gt=0, le=1)
+    learning_rate: float = Field(strict=True, default=2e-3, gt=0, le=1)
     backbone_learning_rate: float = Field(strict=True, default=2e-5, gt=0, le=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(strict=True, default=1, ge=1, le=1024)
