@@ -127,8 +127,8 @@ _PAPER_NOTE = (
 
 _BETTER_NOTE = (
     "A method is better than another only if it is at least as good in all six of Qabf, SCD, SSIM "
-    "and VIF against each source. NAME@0.3 is NAME with its knob, `balance`, at 0.3: 0 leans to "
-    "the PET, 1 to the MRI."
+    "and VIF against each source. NAME@0.3 is NAME with its knob, `balance`, at 0.3: from 0, "
+    "the PET, over both to 1, the MRI."
 )
 
 _STYLE = """

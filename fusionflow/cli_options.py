@@ -96,7 +96,7 @@ _RUN_OPTIONS = (
     click.option(
         "--balance",
         type=click.FloatRange(0, 1),
-        help="Of a learned rule: 0 leans to the PET, 1 to the MRI (default: 0.5).",
+        help="Of a learned rule: from 0, the PET, over both to 1, the MRI (default: 0.5).",
     ),
     click.option(
         "--config",

@@ -117,7 +117,7 @@ class Method(Options):
     temperature : float
         Below 1 the weights move towards a choice of one source, above 1 towards the mean.
     balance : float
-        Of a learned rule: 0 leans to the PET, 1 to the MRI; see `fusionflow.learned`.
+        Of a learned rule: from 0, the PET itself, over both to 1, the MRI itself.
     precision : {"float32", "bfloat16"}
         Arithmetic of the backbone. Coefficients are float32 in any case.
     batch : int

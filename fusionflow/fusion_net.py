@@ -33,7 +33,9 @@ _EMPTY: Final = (0.0, 0.5, 0.5, 0.5)
 #: How many times the difference of magnitudes counts, for bands a, h, v, d, before training.
 _FIRMNESS: Final = (16.0, 32.0, 32.0, 32.0)
 #: How near to 0 and 1 a balance comes: beyond, its logit would leave no room for the sources.
-_LEAST_BALANCE: Final = 0.001
+_LEAST_BALANCE: Final = 0.01
+#: How late the knob's ends become the sources themselves.
+_ENDS: Final = 6
 #: By how much bands are amplified before they are shown.
 _CONTRAST: Final = (1.0, 4.0, 4.0, 4.0)
 #: Of the usual activity: where both sources have less, neither has a share.
@@ -140,7 +142,7 @@ class Head(nn.Module):
         mri, pet : Tensor, (n, 4, y', x') float32
             Coefficients of bands a, h, v, d, those of a display window in 0..1 (a) and -1..1.
         balance : Tensor, (n,) float32
-            0, PET-leaning, to 1, MRI-leaning.
+            From 0, the PET itself, over PET-leaning and MRI-leaning to 1, the MRI itself.
 
         Returns
         -------
@@ -159,7 +161,9 @@ class Head(nn.Module):
         logits = self.mix(torch.cat(inputs, dim=1))
         firmness = self.firmness * self.firmness.new_tensor(_FIRMNESS)
         logits = logits + firmness.view(1, -1, 1, 1) * larger
-        return torch.sigmoid(logits + self.lean.view(1, -1, 1, 1) * bias)
+        weights = torch.sigmoid(logits + self.lean.view(1, -1, 1, 1) * bias)
+        towards = lean.abs() ** _ENDS
+        return (1 - towards) * weights + towards * (lean > 0)
 
     def _shares(self, index: int, activity: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """Return the MRI's share of the activity at a tap, -1 (none) to 1 (all)."""

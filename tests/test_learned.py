@@ -133,6 +133,11 @@ class TestPromises:
             means.append(float(np.mean([share.mean() for share in shares])))
         assert (np.diff(means) > 0.01).all()
 
+    def test_the_ends_of_the_knob_are_the_sources(self, model, slices):
+        for balance, source in ((1.0, slices[0]), (0.0, slices[1])):
+            fused = fuse_slices(*slices, make_recipe(method_of(model, balance=balance)))
+            np.testing.assert_allclose(fused, source, atol=2e-6)
+
     def test_balance_is_part_of_the_fingerprint(self, model):
         one, other = (method_of(model, balance=b).fingerprint("x") for b in (0.5, 0.6))
         assert one != other
