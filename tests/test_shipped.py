@@ -62,7 +62,11 @@ class TestFile:
         assert "CC BY 4.0" in card.licence
         made = card.training
         assert made["config"]["seed"] >= 0
-        assert {source["kind"] for source in made["config"]["train"]} == {"phantoms", "volumes"}
+        assert {source["kind"] for source in made["config"]["train"]} == {
+            "phantoms",
+            "volumes",
+            "scans",
+        }
         assert all(len(made["data"][part]["sha256"]) == 64 for part in ("train", "validation"))
         assert {"fusionflow", "torch"} <= set(made["versions"])
         assert made["validation"]["qabf"] > 0.5
@@ -117,14 +121,16 @@ class TestFile:
             learned.load_model(away)
 
 
-class TestUse:
-    @pytest.fixture(scope="class")
-    def along(self, head):
-        return {
-            balance: fuse_slices(*head, make_recipe(METHOD.model_copy(update={"balance": balance})))
-            for balance in (0.0, 0.25, 0.5, 0.75, 1.0)
-        }
+@pytest.fixture(scope="module")
+def along(head):
+    """What becomes of them along the knob: balance -> fused."""
+    return {
+        balance: fuse_slices(*head, make_recipe(METHOD.model_copy(update={"balance": balance})))
+        for balance in (0.0, 0.25, 0.5, 0.75, 1.0)
+    }
 
+
+class TestUse:
     def test_the_knob_goes_from_one_source_to_the_other(self, head, along):
         for source, order in zip(head, (1, -1), strict=True):
             likeness = [
@@ -147,11 +153,14 @@ class TestUse:
         hot[0, 50:56, 40:46] = 1.0
         recipe = make_recipe(METHOD.model_copy(update={"balance": balance}))
         before, after = (fuse_slices(mri, image, recipe) for image in (pet, hot))
-        assert (after - before)[0, 51:55, 41:45].mean() > 0.25
+        rise = np.maximum(mri, hot) - np.maximum(mri, pet)
+        inside = np.s_[0, 51:55, 41:45]
+        assert rise[inside].mean() > 0.1
+        assert (after - before)[inside].mean() > 0.7 * rise[inside].mean()
         assert np.abs(after - before)[0, :, 80:].max() < 0.05
 
-    def test_a_band_beyond_what_half_precision_and_training_know(self, head):
+    def test_slices_far_brighter_than_any_training(self, head):
         recipe = make_recipe(METHOD)
         fused = fuse_slices(head[0] * 30, head[1] * 30, recipe)
         assert np.isfinite(fused).all()
-        assert fused.max() <= 1.5 * max(head[0].max(), head[1].max()) * 30
+        assert np.abs(fused).max() <= 2 * max(source.max() for source in head) * 30

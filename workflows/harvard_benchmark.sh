@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table in the README: every method and three published ones on 21 FDG-PET/T1 slice pairs.
+# The table in the README: every method, the knob, and three published ones on 21 FDG-PET/T1 slice pairs.
 #   workflows/harvard_benchmark.sh [DATA] [WEIGHTS_DIR] [OUT]
 # DATA holds val/MRI, val/PET and peers/NAME (fused pictures, named as the pairs are).
 set -euo pipefail
@@ -13,4 +13,5 @@ peers=()
 for folder in "$data"/peers/*/; do
   peers+=(--scores-of "$(basename "$folder")=${folder%/}")
 done
-"$fusionflow" benchmark "$data/val" --offline "${peers[@]}" -o "$out"
+"$fusionflow" benchmark "$data/val" --offline "${peers[@]}" -o "$out" \
+  --balances 0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,1
