@@ -37,6 +37,7 @@ def along_the_knob(methods: Sequence[Method], balances: Sequence[float]) -> list
     ConfigurationError
         If a balance is not in 0..1, or no method has a learned rule.
     """
+    balances = [float(text) for text in dict.fromkeys(f"{balance:g}" for balance in balances)]
     for balance in balances:
         if not 0 <= balance <= 1:
             raise ConfigurationError(f"A balance of {balance:g} is not in 0..1")
@@ -99,6 +100,7 @@ def better_than(table: pd.DataFrame) -> pd.DataFrame:
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 330, 300, 58, 24
 _LETTER = 5.6
+_LONGEST = 24
 _LINE = 12
 
 
@@ -191,7 +193,8 @@ def _labelled(
     """Place labels beside their points, where no other label and the fewest points are."""
     taken: list[tuple[float, float, float, float]] = []
     parts = []
-    for text, x, y in labels:
+    for name, x, y in labels:
+        text = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
         wide = _LETTER * len(text)
         best: tuple[float, tuple[float, float, float, float]] | None = None
         for far in range(8):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -20,6 +21,12 @@ from fusionflow.io.files import write_bytes
 from fusionflow.untrusted import one_line
 
 __all__ = ["Epoch", "State", "resume", "write_checkpoint", "write_history"]
+
+
+#: What is known of an epoch.
+FIGURES = frozenset(
+    {"qabf", "scd", "ssim_mri", "ssim_pet", "vif_mri", "vif_pet", "weight_low", "weight_high"}
+)
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,17 @@ class Epoch:
     objective : float
         Of the validation slices, mean over `BALANCES`; lower is better.
     figures : dict
-        ``qabf``, ``scd``, ``ssim_mri``, ``ssim_pet``, ``vif_mri``, ``vif_pet`` at balance 0.5, and
-        ``weight_low``, ``weight_high``: the MRI's mean weight at the ends of the knob.
+        `FIGURES`: the six of `fusionflow.losses.Figures` at balance 0.5, and the MRI's mean weight
+        at balance 0.1 (``weight_low``) and 0.9 (``weight_high``).
     """
 
     number: int
     loss: float
     objective: float
     figures: dict[str, float]
+
+
+_EPOCHS = TypeAdapter(list[Epoch])
 
 
 @dataclass
@@ -111,7 +121,7 @@ def resume(state: State, made_from: Mapping[str, Any], path: Path) -> None:
             kept = json.loads((stream.metadata() or {})["fusionflow"])
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
         before = dict(kept["made_from"])
-        epochs = [Epoch(**epoch) for epoch in kept["epochs"]]
+        epochs = _EPOCHS.validate_json(json.dumps(kept["epochs"]), strict=True)
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     if differing := sorted(_differing(before, json.loads(json.dumps(made_from)))):
@@ -143,16 +153,26 @@ def _check(
     moments: Mapping[int, Mapping[str, torch.Tensor]],
 ) -> None:
     """Raise ValueError if a checkpoint lacks something, or has what does not fit."""
-    if not epochs:
-        raise ValueError("it has no epoch")
+    if [epoch.number for epoch in epochs] != list(range(1, len(epochs) + 1)) or not epochs:
+        raise ValueError("its epochs are not numbered from 1")
+    if any(set(epoch.figures) != FIGURES for epoch in epochs):
+        raise ValueError("its epochs lack figures")
     wanted = {name: tensor.shape for name, tensor in state.net.state_dict().items()}
     for part in ("net", "best"):
         if {name: tensor.shape for name, tensor in parts[part].items()} != wanted:
             raise ValueError(f"{part}: its tensors are not those of the net")
     optimised = [p for group in state.optimiser.param_groups for p in group["params"]]
-    shapes = {index: parameter.shape for index, parameter in enumerate(optimised)}
-    if {index: of["exp_avg"].shape for index, of in moments.items()} != shapes:
+    shapes = {
+        index: {"step": torch.Size(), "exp_avg": p.shape, "exp_avg_sq": p.shape}
+        for index, p in enumerate(optimised)
+    }
+    if {i: {name: t.shape for name, t in of.items()} for i, of in moments.items()} != shapes:
         raise ValueError("its moments are not those of what is trained")
+    for tensor in (*parts["net"].values(), *parts["best"].values(), *parts["adam"].values()):
+        if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+            raise ValueError("it holds what is no number")
+    if any((of["exp_avg_sq"] < 0).any() for of in moments.values()):
+        raise ValueError("its moments are negative")
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:

@@ -252,6 +252,8 @@ def _named_folder(
         name, _, folder = item.partition("=")
         if not name or not Path(folder).is_dir():
             raise click.BadParameter(f"{item!r} is not NAME=FOLDER of a folder that is there")
+        if "@" in name or not name.isprintable():
+            raise click.BadParameter(f"{name!r}: a name has no @ and no control characters")
         if name in folders:
             raise click.BadParameter(f"{name} is given twice")
         folders[name] = Path(folder)

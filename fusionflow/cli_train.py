@@ -13,7 +13,9 @@ from fusionflow.cli_options import FOLDER, VERBOSE, log
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("out", type=FOLDER)
-@click.option("--name", help="What the model is called (default: dwt-BACKBONE).")
+@click.option(
+    "--name", help="What the model is called (default: dwt-BACKBONE, if that is pretrained)."
+)
 @click.option("--licence", default="not stated", help="Of the model; stands in its header.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Instead of the configuration's.")
 @click.option(
@@ -38,6 +40,7 @@ def train(
     OUT gets the model, a table with a line an epoch, pictures, and a checkpoint: started again with
     the same options, the training goes on where it was broken off.
     """
+    from fusionflow.io.files import write_bytes
     from fusionflow.train_config import load_train_config
     from fusionflow.training import train as run
 
@@ -46,7 +49,7 @@ def train(
     trained = run(chosen, out, name=name, licence=licence, device=device, tell=click.echo)
     click.echo(f"model of epoch {trained.best.number}: {trained.model}")
     method = {
-        "name": name or f"dwt-{chosen.backbone}",
+        "name": trained.name,
         "rule": "learned",
         "backbone": chosen.backbone,
         "taps": list(chosen.taps),
@@ -54,5 +57,5 @@ def train(
         "weights": str(trained.model.resolve()),
     }
     use = trained.model.with_name("run.yaml")
-    use.write_text(yaml.safe_dump({"method": method}, sort_keys=False))
+    write_bytes(use, yaml.safe_dump({"method": method}, sort_keys=False).encode())
     click.echo(f"to use it: fusionflow run BIDS_DIR OUT_DIR --config {use}")

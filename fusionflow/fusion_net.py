@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from fusionflow.backbones import Trunk
 from fusionflow.config import Wavelet
+from fusionflow.errors import WeightsError
 from fusionflow.options import Options
 from fusionflow.subbands import DWT_DETAILS
 
@@ -40,6 +41,8 @@ _ENDS: Final = 6
 _CONTRAST: Final = (1.0, 4.0, 4.0, 4.0)
 #: Of the usual activity: where both sources have less, neither has a share.
 _LEAST_ACTIVITY: Final = 0.05
+#: Of features; half precision holds it with all its digits.
+LEAST_SCALE: Final = 1e-4
 #: A level of the transform doubles the range.
 _GAIN: Final = 2
 #: Coefficients beyond this are seen as this: training shows none, and scans are not clipped.
@@ -119,12 +122,25 @@ class Head(nn.Module):
     def calibrate(self, taps: Sequence[torch.Tensor]) -> None:
         """Take from some features how large those of each channel are, to bring all to one size.
 
-        Pretrained networks have features of hundreds, which no head learns from.
+        Pretrained networks can have features of hundreds, which no head learns from.
+
+        Raises
+        ------
+        WeightsError
+            If they are too small to tell anything.
         """
         for index, features in enumerate(taps):
             size = features.detach().square().mean(dim=(0, 2, 3)).sqrt()
-            least = 0.01 * size.max().clamp(min=1e-6)  # a channel may be silent
-            self.get_buffer(f"scale{index}").copy_(size.clamp(min=float(least))[:, None, None])
+            largest = float(size.max())
+            if not largest > 100 * LEAST_SCALE:
+                raise WeightsError(
+                    f"The backbone's features at its tap number {index + 1} are of size "
+                    f"{largest:.1g}: it sees nothing",
+                    "Take other weights, or other taps",
+                )
+            # A channel may be silent.
+            scale = size.clamp(min=max(0.01 * largest, LEAST_SCALE))
+            self.get_buffer(f"scale{index}").copy_(scale[:, None, None])
 
     def forward(
         self,
@@ -280,11 +296,9 @@ class FusionNet(nn.Module):
 
 def tap_channels(trunk: Trunk) -> list[int]:
     """Return the number of channels of every tap."""
-    with torch.device("meta"):
-        shape = trunk.to("meta") if trunk.bias.is_meta else trunk
-    image = shape.bias.new_zeros((2, 1, 64, 64))
+    image = trunk.bias.new_zeros((2, 1, 64, 64))
     with torch.inference_mode():
-        return [tap.shape[1] for tap in shape(image)]
+        return [tap.shape[1] for tap in trunk(image)]
 
 
 def make_net(card: ModelCard, trunk: Trunk | None, seed: int) -> FusionNet:

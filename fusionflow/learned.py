@@ -27,7 +27,14 @@ from fusionflow.errors import (
     WeightsError,
     WeightsNotFoundError,
 )
-from fusionflow.fusion_net import BANDS, FusionNet, Head, ModelCard, tap_channels
+from fusionflow.fusion_net import (
+    BANDS,
+    LEAST_SCALE,
+    FusionNet,
+    Head,
+    ModelCard,
+    tap_channels,
+)
 from fusionflow.io.files import write_bytes
 from fusionflow.kept import Kept
 from fusionflow.options import explained
@@ -38,6 +45,7 @@ from fusionflow.weights import (
     Weights,
     checked_tensor,
     identified,
+    is_file,
     read_sums,
     unchanged,
 )
@@ -98,9 +106,15 @@ def read_card(path: Path) -> ModelCard:
 
     Raises
     ------
+    WeightsNotFoundError
+        If it is not there.
     WeightsError
         If it is no model.
     """
+    if not is_file(path):
+        raise WeightsNotFoundError(
+            f"{path} is no file", "Give the path of a model that `fusionflow train` wrote"
+        )
     try:
         with safe_open(path, framework="pt") as stream:
             text = (stream.metadata() or {}).get(_CARD)
@@ -109,6 +123,7 @@ def read_card(path: Path) -> ModelCard:
                 f"{path} holds no trained model", "`fusionflow train` writes such files"
             )
         card = ModelCard.model_validate(json.loads(text))
+        card.model_dump(mode="json")  # nested too deeply, it can be read and never be shown
     except (SafetensorError, OSError, RuntimeError, ValueError, RecursionError) as error:
         said = explained(error) if isinstance(error, ValidationError) else one_line(error)
         raise WeightsError(f"{path} is not a trained model: {said}") from error
@@ -162,10 +177,17 @@ def _checked(
         raise WeightsError(
             f"The model {path} lacks, or has beyond its card, {differing[0]}", "Train it anew"
         )
-    return {
+    found = {
         name: checked_tensor(tensor, wanted[name].shape, name, path)
         for name, tensor in state.items()
     }
+    for name, tensor in found.items():
+        if name.startswith("head.scale") and not (tensor >= LEAST_SCALE / 2).all():
+            raise WeightsError(
+                f"The model {path}: {name} holds sizes of features that are not positive",
+                "Train it anew",
+            )
+    return found
 
 
 def shipped_models() -> list[Path]:
@@ -209,7 +231,7 @@ def find_model(method: Method) -> Weights:
     """
     backbone = str(method.backbone)
     path = shipped(backbone) if method.weights == "auto" else Path(method.weights)
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsNotFoundError(
             f"No model {path}: a learned rule has no weights but trained ones",
             "Give the path of a .safetensors file that `fusionflow train` wrote",
@@ -281,6 +303,8 @@ def weigh(
         torch.from_numpy(np.stack([band for _, _, band in bands.bands()], axis=1))
         for bands in (mri, pet)
     ]
+    if not len(sources[0]):
+        return [band.copy() for _, _, band in mri.bands()]
     step = max(1, method.batch // (2 * len(BANDS)))
     found = []
     with torch.inference_mode():

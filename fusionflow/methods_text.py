@@ -195,8 +195,8 @@ def _of_method(method: dict[str, Any], weights: str | None, cited: set[str]) -> 
     if method.get("rule") == "learned" and weights:
         cited.update({"vgg"} if "vgg" in str(method.get("backbone")) else set())
         text += (
-            f" that reads both sources through {method['backbone']} up to {taps} ({weights}), at a "
-            f"balance of {method.get('balance', 0.5):g} (0: PET, 1: MRI)"
+            f" (model {weights}, for {method['backbone']} up to {taps}), at a balance of "
+            f"{method.get('balance', 0.5):g} (0: PET, 1: MRI)"
         )
     elif method.get("backbone") and weights:
         cited.update({"li", "lahoud", "vgg"} if "vgg" in method["backbone"] else {"li", "lahoud"})

@@ -8,15 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fusionflow.config import Wavelet
 from fusionflow.errors import ConfigurationError
 from fusionflow.options import Options, explained, read_options
 from fusionflow.torch_wavelet import check_mode
+from fusionflow.untrusted import one_line
 
 Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+
+
+_Side: TypeAlias = Annotated[int, Field(strict=True, ge=16, le=1024)]
+#: Steps, epochs.
+_MANY = 10**6
 
 
 class _Source(Options):
@@ -102,7 +108,7 @@ class Phantoms(_Source):
     kind: Literal["phantoms"]
     count: int = Field(strict=True, ge=1, le=1000)
     first: int = Field(strict=True, default=0, ge=0)
-    shape: tuple[int, int, int] = (144, 172, 144)
+    shape: tuple[_Side, _Side, _Side] = (144, 172, 144)
     planes: tuple[Plane, ...] = PLANES
 
 
@@ -129,6 +135,8 @@ class Loss(Options):
         By how much more the PET's SSIM and VIF weigh: it is the smoother source, and fades first.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     qabf: float = Field(strict=True, default=2.0, ge=0)
     scd: float = Field(strict=True, default=3.0, ge=0)
     ssim: float = Field(strict=True, default=1.0, ge=0)
@@ -136,6 +144,12 @@ class Loss(Options):
     intensity: float = Field(strict=True, default=1.0, ge=0)
     lack: float = Field(strict=True, default=3.0, ge=1)
     pet: float = Field(strict=True, default=2.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_is_asked_for(self) -> Self:
+        if not any((self.qabf, self.scd, self.ssim, self.vif, self.intensity)):
+            raise ValueError("no term has a weight, so there is nothing to learn")
+        return self
 
 
 class Augmentation(Options):
@@ -225,9 +239,9 @@ class TrainConfig(Options):
     augmentation: Augmentation = Augmentation()
     crop: int = Field(strict=True, default=96, ge=48, le=1024)
     batch: int = Field(strict=True, default=6, ge=1, le=1024)
-    steps: int = Field(strict=True, default=50, ge=1)
-    epochs: int = Field(strict=True, default=30, ge=1)
-    patience: int = Field(strict=True, default=8, ge=1)
+    steps: int = Field(strict=True, default=50, ge=1, le=_MANY)
+    epochs: int = Field(strict=True, default=30, ge=1, le=_MANY)
+    patience: int = Field(strict=True, default=8, ge=1, le=_MANY)
     learning_rate: float = Field(strict=True, default=2e-3, gt=0, le=1)
     backbone_learning_rate: float = Field(strict=True, default=2e-5, gt=0, le=1)
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -280,7 +294,7 @@ def load_train_config(path: Path, instead: Mapping[str, Any] | None = None) -> T
     """
     content = read_options(path)
     given = {name: value for name, value in (instead or {}).items() if value is not None}
-    if str(given.get("unfreeze", "")).isdecimal():
+    if re.fullmatch(r"[0-9]{1,6}", str(given.get("unfreeze", ""))):
         given["unfreeze"] = int(given["unfreeze"])
     content |= given
     try:
@@ -325,4 +339,7 @@ def _from_here(options: dict[str, Any], names: Sequence[str], folder: Path) -> N
                 f"{name}: {options[name]}: the variable {unset[0]} of the environment is not set",
                 f"export {unset[0].strip('${}')}=FOLDER",
             )
-        options[name] = str((folder / Path(expanded).expanduser()).resolve())
+        try:
+            options[name] = str((folder / Path(expanded).expanduser()).resolve())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigurationError(f"{name}: {options[name]}: {one_line(error)}") from error

@@ -199,7 +199,8 @@ class Batch:
 def draw(slices: Sequence[SlicePair], config: TrainConfig, step: int) -> Batch:
     """Return the squares of a step.
 
-    Balance is evenly spread over 0..1. A square is drawn where the MRI shows a head.
+    Balance is evenly spread over 0..1. A square is drawn where the MRI shows a head, if one of four
+    places does.
     """
     rng = np.random.default_rng([config.seed, step])
     mri, pet = [], []

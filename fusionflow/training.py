@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch import nn
 import fusionflow
 from fusionflow.backbones import build_trunk, check_size, resolve_weights
 from fusionflow.checkpoint import Epoch, State, resume, write_checkpoint, write_history
-from fusionflow.errors import ConfigurationError, StoreError
+from fusionflow.errors import ConfigurationError, StoreError, WeightsError
 from fusionflow.fusion_net import FusionNet, ModelCard, make_net
 from fusionflow.learned import halved, write_model
 from fusionflow.objective import objective
@@ -43,6 +44,8 @@ CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 HISTORY = "history.tsv"
 LOCK = "train.lock"
+#: Raised by one whenever the same configuration and data would give other bits.
+TRAINING_VERSION = 1
 _GRADIENT_NORM = 1.0
 
 
@@ -54,6 +57,8 @@ class Trained:
     ----------
     model : Path
         The net of the best epoch.
+    name : str
+        What it is called.
     best : Epoch
         That epoch.
     epochs : list of Epoch
@@ -61,6 +66,7 @@ class Trained:
     """
 
     model: Path
+    name: str
     best: Epoch
     epochs: list[Epoch]
 
@@ -83,7 +89,7 @@ def train(
     out : Path
         Folder for ``model.safetensors``, ``history.tsv``, ``checkpoint.safetensors`` and pictures.
     name : str, optional
-        What the model is called; by default ``dwt-BACKBONE``.
+        What the model is called; see `default_name`.
     licence : str
         Of the model.
     device : str
@@ -128,24 +134,31 @@ def train(
             if state.best_epoch is epoch:
                 state.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
             tell(_line(epoch, best=state.best_epoch is epoch))
-            write_checkpoint(state, made_from, out / CHECKPOINT)
-            write_history(state.epochs, out / HISTORY)
             if epoch.number % config.pictures_every == 0:
                 path = out / f"epoch-{epoch.number:03}.png"
                 draw_picture(net, config, validation, device, path)
+            write_history(state.epochs, out / HISTORY)
+            write_checkpoint(state, made_from, out / CHECKPOINT)  # last: it says that all is there
         best = min(state.epochs, key=lambda epoch: epoch.objective)
         # What the file holds is judged, rounded as it is.
         net.load_state_dict(halved(state.best))
         reached, of_file = validate(net, config, validation, device)
+        if not math.isfinite(reached):
+            raise WeightsError(
+                f"In half precision the net of epoch {best.number} gives no numbers",
+                "Train with a lower rate",
+            )
         figures = {"epoch": best.number, "objective": reached, **of_file}
         net.card = net.card.model_copy(update={"training": {**made_from, "validation": figures}})
         write_history(state.epochs, out / HISTORY)
         write_model(net, out / MODEL)
         draw_picture(net, config, validation, device, out / "best.png")
-    return Trained(out / MODEL, best, state.epochs)
+    return Trained(out / MODEL, net.card.name, best, state.epochs)
 
 
 def _check_device(device: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
+        raise ConfigurationError(f"There is no device {device!r} here", "Take cpu, cuda or cuda:1")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -251,9 +264,9 @@ def _one_epoch(
 ) -> Epoch:
     number = len(state.epochs) + 1
     net, total = state.net, 0.0
-    peaks = [group["initial_lr"] for group in _with_peaks(state.optimiser, config)]
+    peaks = (config.learning_rate, config.backbone_learning_rate)
     for step in range((number - 1) * config.steps, number * config.steps):
-        for group, peak in zip(state.optimiser.param_groups, peaks, strict=True):
+        for group, peak in zip(state.optimiser.param_groups, peaks, strict=False):
             group["lr"] = peak * _share(step, config)
         batch = draw(slices, config, step).to(device)
         fused, _ = fuse(net, batch, config)
@@ -271,13 +284,6 @@ def _one_epoch(
     epoch = Epoch(number, total / config.steps, reached, figures)
     state.epochs.append(epoch)
     return epoch
-
-
-def _with_peaks(optimiser: torch.optim.Adam, config: TrainConfig) -> list[dict[str, Any]]:
-    rates = (config.learning_rate, config.backbone_learning_rate)
-    for group, rate in zip(optimiser.param_groups, rates, strict=False):
-        group["initial_lr"] = rate
-    return optimiser.param_groups
 
 
 def _share(step: int, config: TrainConfig) -> float:
@@ -321,6 +327,7 @@ def _made_from(
         },
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "versions": {
+            "training": TRAINING_VERSION,
             "fusionflow": fusionflow.__version__,
             "torch": torch.__version__,
             "numpy": np.__version__,

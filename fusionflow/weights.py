@@ -111,7 +111,7 @@ def find_weights(spec: str, backbone_name: str, url: str | None) -> Weights:
         path = _fetch_torchvision(backbone_name, url)
     else:
         path = Path(spec)
-        if not path.is_file():
+        if not is_file(path):
             raise WeightsNotFoundError(
                 f"No weights file {path}",
                 "Give the path of a .safetensors or .pth file, `torchvision`, or random:SEED",
@@ -119,6 +119,14 @@ def find_weights(spec: str, backbone_name: str, url: str | None) -> Weights:
     weights = identified(backbone_name, path)
     logger.info("weights of %s: %s", backbone_name, path)
     return weights
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; not a pipe, which would be waited for."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        return False
 
 
 def identified(backbone_name: str, path: Path) -> Weights:

@@ -31,6 +31,9 @@ class TestAlongTheKnob:
         ]  # fmt: skip
         assert [is_setting(method.name) for method in methods] == [False, False, True, True, True]
 
+    def test_the_same_twice_is_one(self):
+        assert len(along_the_knob([LEARNED], [0.1, 0.10000001, 0.1])) == 2
+
     def test_none_asked_for(self):
         assert along_the_knob([METHODS["maximum"]], []) == [METHODS["maximum"]]
 
@@ -100,6 +103,10 @@ class TestDrawing:
             assert np.corrcoef(xs, frame.loc[names, across])[0, 1] == pytest.approx(1, abs=1e-5)
             assert np.corrcoef(ys, frame.loc[names, up])[0, 1] == pytest.approx(-1, abs=1e-5)
             assert len(panel.findall(f"{space}polyline")) == 1
+
+    def test_a_long_name_is_shortened_and_not_lost(self):
+        drawn = draw_front(table(**{"n" * 80: np.full(6, 0.1), "b": np.full(6, 0.5)}))
+        assert "n" * 23 + "…</text>" in drawn
 
     @pytest.mark.parametrize("name", ["<b>&", "a" * 200, "\u202e"])
     def test_any_name_and_figures_that_are_not_there(self, name):

@@ -1,6 +1,8 @@
 """The learned rule: what it promises before and after training, and its files."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +166,25 @@ class TestFile:
         ):
             with pytest.raises(WeightsError, match=f"trained with {next(iter(update))}"):
                 make_recipe(method_of(model, **update))
+
+    @pytest.mark.parametrize("value", [0.0, -1.0, 1e-6])
+    def test_sizes_of_features_that_are_none(self, model, value):
+        tensors = load_file(model)
+        tensors["head.scale0"][3] = value
+        with safe_open(model, "pt") as stream:
+            save_file(tensors, model, stream.metadata())
+        with pytest.raises(WeightsError, match=r"head\.scale0 holds sizes .* not positive"):
+            learned.read_model(model)
+
+    def test_what_is_no_file_is_told_at_once(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path, tmp_path / "pipe", Path("/dev/null"), Path("x" * 300)):
+            with pytest.raises(WeightsNotFoundError, match="is no file"):
+                learned.read_card(path)
+
+    def test_no_slices(self, model):
+        none = np.zeros((0, 40, 47), np.float32)
+        assert fuse_slices(none, none, make_recipe(method_of(model))).shape == none.shape
 
     def test_weights_without_a_head_are_told(self, tmp_path):
         path = tmp_path / "vgg19.safetensors"
