@@ -91,7 +91,8 @@ _RUN_OPTIONS = (
     click.option(
         "--weights",
         metavar="WHICH",
-        help="Pretrained weights: a file, `torchvision`, or random:SEED to try without.",
+        help="A trained model's file; of methods without training a file, `torchvision`, or "
+        "random:SEED to try things out.",
     ),
     click.option(
         "--balance",

@@ -108,6 +108,7 @@ class Method(Options):
     backbone : str or None
         The network that is read, see `fusionflow.backbones.BACKBONES`.
     weights : str
+        Of a learned rule ``auto`` (the model that comes with fusionflow) or a model's path; else
         ``auto``, ``torchvision``, ``random:SEED``, or the path of a ``.safetensors`` or
         ``.pth`` file, see `fusionflow.weights.find_weights`.
     taps : tuple of str

@@ -14,4 +14,4 @@ for folder in "$data"/peers/*/; do
   peers+=(--scores-of "$(basename "$folder")=${folder%/}")
 done
 "$fusionflow" benchmark "$data/val" --offline "${peers[@]}" -o "$out" \
-  --balances 0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,1
+  --balances 0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,0.95,0.98,1
