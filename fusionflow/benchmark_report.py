@@ -180,7 +180,7 @@ def _page(
         parts.append(_html_table(paper, bold=False))
     if better is not None:
         parts += ["<h2>What is better in all figures</h2>", f"<p>{escape(_BETTER_NOTE)}</p>"]
-        parts.append(f"<div class=wide tabindex=0>{draw_front(table)}</div>")
+        parts.append(f"<div class=wide tabindex=0>{_inline(draw_front(table))}</div>")
         parts.append("<table><tr><th>method<th>better than it<th>in columns<th>so are</tr>")
         parts += [
             f"<tr><th scope=row>{escape(str(name))}</th><td>{escape(row['by']) or 'none'}</td>"
@@ -199,6 +199,11 @@ def _page(
         pictures |= {name: benchmark.fused[name, pair] for name in names}
         parts += [_figure_of(name, image) for name, image in pictures.items()]
     return "\n".join(parts) + "\n</html>\n"
+
+
+def _inline(svg: str) -> str:
+    """Return a drawing as part of a page, which needs no name space and names no address."""
+    return svg.replace(' xmlns="http://www.w3.org/2000/svg"', "")
 
 
 def _html_table(table: pd.DataFrame, *, bold: bool) -> str:

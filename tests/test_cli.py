@@ -272,7 +272,7 @@ def test_nothing_runs_without_weights(bids, tmp_path):
     empty = tmp_path / "weights"
     empty.mkdir()
     run = fusionflow(
-        "run", bids, tmp_path / "out",
+        "run", bids, tmp_path / "out", "--method", "dwt-vgg19-l1",
         env={"PATH": str(BIN), "FUSIONFLOW_WEIGHTS_DIR": str(empty), "HOME": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode == 4
