@@ -311,10 +311,11 @@ def weigh(
         for start in range(0, len(sources[0]), step):
             of_mri, of_pet = (s[start : start + step].to(device) for s in sources)
             count = len(of_mri)
+            taps = net.read(of_mri, of_pet, bfloat16=method.precision == "bfloat16")
             if count == 1:  # one image takes another path in convolutions, with other last bits
+                taps = [torch.cat([tap, tap]) for tap in taps]
                 of_mri, of_pet = (s.expand(2, -1, -1, -1).contiguous() for s in (of_mri, of_pet))
             balance = of_mri.new_full((len(of_mri),), method.balance)
-            bfloat16 = method.precision == "bfloat16"
-            found.append(net(of_mri, of_pet, balance, bfloat16=bfloat16)[:count].cpu())
+            found.append(net.weigh(taps, of_mri, of_pet, balance)[:count].cpu())
     together = torch.cat(found).numpy()
     return [np.ascontiguousarray(together[:, index]) for index in range(len(BANDS))]

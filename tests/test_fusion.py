@@ -394,7 +394,7 @@ class TestRefusals:
         assert not reads_backbone(Method(name="m", rule="average", backbone="vgg91"))
 
     def test_no_weights_are_refused_with_method_and_backbone(self, sources):
-        with pytest.raises(ConfigurationError, match="dwt-vgg19 needs the weights of vgg19"):
+        with pytest.raises(ConfigurationError, match="dwt-vgg19-l1 needs the weights of vgg19"):
             fuse_slices(*sources, VGG19)
 
     @pytest.mark.parametrize("shape", [(3, 45, 40), (2, 45, 38), (3, 45, 37)])

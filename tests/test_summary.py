@@ -302,7 +302,7 @@ class TestRefusals:
             published("sub-01", request="a"),
             published("sub-02", request="b", method={"name": "dwt-max"}),
         ]
-        with pytest.raises(ConfigurationError, match=r"2 different ways \(dwt-max, dwt-vgg19\)"):
+        with pytest.raises(ConfigurationError, match=r"2 different ways \(dwt-max, dwt-vgg19-l1\)"):
             summarise_records(scans)
 
     def test_scans_of_one_method_with_different_options(self):
