@@ -238,7 +238,7 @@ class _Scale:
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
         margin = 0.06 * (high - low) or 0.05
         self.low, self.high, self.length, self.down = low - margin, high + margin, length, down
-        step = 10.0 ** round(math.log10(self.high - self.low) - 0.6)
+        step = 10.0 ** math.floor(math.log10(self.high - self.low) - 1)
         step *= next(n for n in (1, 2, 5, 10, 20, 50) if (self.high - self.low) / (n * step) <= 6)
         first = int(self.low / step) + (self.low > 0)
         self.ticks = [

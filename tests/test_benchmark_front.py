@@ -104,6 +104,16 @@ class TestDrawing:
             assert np.corrcoef(ys, frame.loc[names, up])[0, 1] == pytest.approx(-1, abs=1e-5)
             assert len(panel.findall(f"{space}polyline")) == 1
 
+    @pytest.mark.parametrize("reach", [1e-4, 0.3, 1.0, 1.7, 5.0])
+    def test_axes_have_a_few_ticks_inside(self, reach):
+        frame = table(a=np.full(6, 0.1), b=np.full(6, 0.1 + reach))
+        panel = ElementTree.fromstring(draw_front(frame)).find("{http://www.w3.org/2000/svg}g")
+        lines = [line.get("d") for line in panel.findall("{http://www.w3.org/2000/svg}path")]
+        ups = [float(d[1:].split()[0]) for d in lines if "V" in d]
+        assert 3 <= len(ups) <= 7
+        assert (np.diff(ups) > 30).all()
+        assert 0 <= min(ups) <= max(ups) <= 330
+
     def test_a_long_name_is_shortened_and_not_lost(self):
         drawn = draw_front(table(**{"n" * 80: np.full(6, 0.1), "b": np.full(6, 0.5)}))
         assert "n" * 23 + "…</text>" in drawn
