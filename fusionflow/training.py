@@ -100,11 +100,16 @@ def train(
     Raises
     ------
     ConfigurationError
-        If `out` holds a training with another configuration, or a parameter makes no sense.
+        If `out` holds a training that differs (in configuration, data, weights, device or
+        versions), a source has no slices, or a slice is there to train on and to validate with.
+    InputError
+        If an image cannot be used, or is too small for the taps or the figures.
+    LockedError
+        If another process trains in `out`.
     StoreError
-        If `out` cannot be made.
+        If `out` cannot be made or written.
     WeightsError
-        If the checkpoint is damaged.
+        If the checkpoint is damaged, or the backbone or the trained net gives no numbers.
     WeightsNotFoundError
         If the weights of the backbone are not there.
     """
@@ -150,7 +155,6 @@ def train(
             )
         figures = {"epoch": best.number, "objective": reached, **of_file}
         net.card = net.card.model_copy(update={"training": {**made_from, "validation": figures}})
-        write_history(state.epochs, out / HISTORY)
         write_model(net, out / MODEL)
         draw_picture(net, config, validation, device, out / "best.png")
     return Trained(out / MODEL, net.card.name, best, state.epochs)
