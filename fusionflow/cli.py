@@ -85,6 +85,12 @@ def main() -> None:
 @click.argument("level", type=click.Choice(["participant", "group"]), required=False)
 @run_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done and why; do nothing.")
+@click.option(
+    "--preflight",
+    "only_check",
+    is_flag=True,
+    help="Look whether the cluster can do it: versions, GPUs, weights, files, memory; do nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: of a dry run, or the summary.")
 @click.option("--retry-failed", is_flag=True, help="Try scans in quarantine again, too.")
 @click.option("--force", is_flag=True, help="Make every scan again.")
@@ -110,6 +116,7 @@ def run(
     session_label: tuple[str, ...],
     verbose: int,
     dry_run: bool,
+    only_check: bool,
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
@@ -141,6 +148,9 @@ def run(
             force=options["force"],
         )
         cli_ledger.show_standings(standings, as_json=as_json, verbose=bool(verbose))
+        return
+    if only_check:
+        _check(bids_dir, out_dir, config, selection)
         return
     report = _run(
         bids_dir,
@@ -182,6 +192,17 @@ def _run(bids_dir: Path, out_dir: Path, config: RunConfig, **selection: Any) -> 
 
     with Display(config.method) as display:
         return runner.run(bids_dir, out_dir, config, on_event=display.show, **selection)
+
+
+def _check(bids_dir: Path, out_dir: Path, config: RunConfig, selection: dict[str, Any]) -> None:
+    """Show whether the cluster can do a run; leave with an error if it cannot."""
+    from fusionflow import runner
+    from fusionflow.progress import Display
+
+    del selection["settle"]
+    checked = runner.check(bids_dir, out_dir, config, **selection)
+    Display(config.method, bar=False).show(checked)
+    checked.raise_if_failed()
 
 
 def _conclude(report: RunReport, out_dir: Path) -> None:

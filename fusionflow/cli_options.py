@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -105,7 +105,9 @@ _RUN_OPTIONS = (
         help="YAML file with any option; options given here win over it.",
     ),
     click.option(
-        "--n-workers", type=click.IntRange(1), help="Worker processes (default: the cores)."
+        "--n-workers",
+        type=click.IntRange(1),
+        help="Worker processes, or GPUs (default: what cores and memory allow; all GPUs).",
     ),
     click.option("--mem-mb", type=click.IntRange(256), help="Memory for all workers together, MB."),
     click.option("--work-dir", type=FOLDER, help="Where workers may spill to disk."),
@@ -147,7 +149,21 @@ _RUN_OPTIONS = (
     ),
     cli_tools.OFFLINE,
     click.option(
-        "--cluster", metavar="ADDRESS", help="A running Dask scheduler, tcp:// or tls://HOST:PORT."
+        "--cluster",
+        metavar="WHERE",
+        help="cuda (a worker for each GPU of this machine), or a running Dask scheduler, tcp:// or "
+        "tls://HOST:PORT; without it, processes of this machine.",
+    ),
+    click.option(
+        "--gpu",
+        type=click.Choice(["auto", "required", "never"]),
+        help="Whether networks run on workers that advertise a GPU (default: auto, if any does).",
+    ),
+    click.option(
+        "--patience",
+        type=Duration(),
+        metavar="TIME",
+        help="How long to wait for a worker that can do the work (default: 5m).",
     ),
     click.option(
         "--allow-plain-tcp",
@@ -205,7 +221,7 @@ def labels(value: tuple[str, ...]) -> list[str]:
 
 def configured(options: dict[str, Any]) -> RunConfig:
     """Join the YAML file and the options of the command line."""
-    from fusionflow.config import RunConfig, load_config, named_method, validated
+    from fusionflow.config import ClusterOptions, RunConfig, load_config, named_method, validated
 
     config = load_config(options["config"]) if options["config"] else RunConfig()
     content = config.model_dump()
@@ -238,10 +254,15 @@ def configured(options: dict[str, Any]) -> RunConfig:
         ("n_workers", "n_workers"),
         ("mem_mb", "memory_mb"),
         ("work_dir", "work_dir"),
-        ("cluster", "address"),
+        ("gpu", "gpu"),
+        ("patience", "patience"),
         ("time_limit", "time_limit"),
         ("allow_plain_tcp", "allow_plain_tcp"),
     ):
         if options[option] not in (None, False):
             content["cluster"][name] = options[option]
+    if options["cluster"] in get_args(ClusterOptions.model_fields["kind"].annotation):
+        content["cluster"] |= {"kind": options["cluster"], "address": None}
+    elif options["cluster"]:
+        content["cluster"]["address"] = options["cluster"]
     return validated(content, "options")

@@ -9,9 +9,11 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import dask
 import distributed
@@ -19,13 +21,21 @@ import psutil
 from distributed.utils import silence_logging_cmgr
 
 from fusionflow.config import ClusterOptions
-from fusionflow.errors import ClusterError, ConfigurationError
+from fusionflow.errors import ClusterError, ConfigurationError, MissingExtraError
+from fusionflow.placement import RESOURCE, workers_of
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait for a scheduler, and for its first worker.
+#: Seconds to wait for a scheduler.
 _PATIENCE = 30
+#: Seconds between two looks for a worker, and until somebody is told that there is none yet.
+_LOOK = 0.2
+_TELL = 5.0
 _DASHBOARD_PORT = 8787
+#: Bytes that a local worker should have at least, where their number follows the machine.
+_WORKER_BYTES = 2e9
+#: Tasks at a time beside a GPU: one feeds it, others read, transform and write.
+_GPU_THREADS = 2, 8
 #: Zarr's own requests at a time, in each task: tasks already run beside each other.
 _ZARR_CONCURRENCY = 4
 #: Dask looks so long after it lost a worker whether its nanny brought it back, and else ends the
@@ -34,32 +44,38 @@ _LOST_WORKER_TIMEOUT = "7 days"
 
 
 @contextlib.contextmanager
-def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
+def connect(options: ClusterOptions, *, torch_threads: int = 1) -> Iterator[distributed.Client]:
     """Start or reach a cluster, and leave it as it was found.
 
     Parameters
     ----------
     options : ClusterOptions
         Where, and how many workers.
+    torch_threads : int
+        Threads that each task's network will use: fewer workers then have the cores.
 
     Yields
     ------
     distributed.Client
-        With at least one worker.
+        With at least one worker; `await_workers` waits for one with a GPU.
 
     Raises
     ------
     ConfigurationError
         If the scheduler is on another machine, without TLS, and that is not allowed.
+    MissingExtraError
+        If dask-cuda is needed and not there.
     ClusterError
-        If there is no scheduler at the address, or it has no workers; or if the script that calls
-        this would be run again by every worker process.
+        If there is no scheduler at the address, or it has no workers; if this machine has no GPU,
+        or fewer than asked for; or if the script that calls this would be run again by every
+        worker process.
     """
     with contextlib.ExitStack() as stack:
         if options.address is None:
             patient = {"distributed.deploy.lost-worker-timeout": _LOST_WORKER_TIMEOUT}
             stack.enter_context(dask.config.set(patient))
-            cluster = stack.enter_context(_local(options))
+            start = _cuda if options.starts_gpus else _local
+            cluster = stack.enter_context(start(options, torch_threads))
             client = stack.enter_context(distributed.Client(cluster))
         else:
             _check_address(options)
@@ -71,14 +87,42 @@ def connect(options: ClusterOptions) -> Iterator[distributed.Client]:
                     f"No Dask scheduler answers at {options.address}: {error}",
                     "Check the address that `dask scheduler` printed",
                 ) from error
-            try:
-                client.wait_for_workers(1, timeout=_PATIENCE)
-            except TimeoutError as error:
-                raise ClusterError(
-                    f"The scheduler at {options.address} has no workers",
-                    f"Start some: dask worker {options.address}",
-                ) from error
+            await_workers(client, options.patience)
         yield client
+
+
+def await_workers(
+    client: distributed.Client, patience: float, *, with_gpu: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Wait for a worker, or for one that advertises a GPU, and return all such workers.
+
+    Raises
+    ------
+    ClusterError
+        If none came in time, or the scheduler is gone.
+    """
+    what = "worker that advertises a GPU" if with_gpu else "worker"
+    begun = time.monotonic()
+    told = False
+    while not (found := workers_of(client, with_gpu=with_gpu)):
+        waited = time.monotonic() - begun
+        address = client.scheduler.address if client.scheduler else ""
+        if client.status != "running":
+            raise ClusterError(f"The scheduler {address} is gone", "Start it again")
+        if waited > patience:
+            extra = f" --resources {RESOURCE}=1 --nthreads 2" if with_gpu else ""
+            command = "dask cuda worker" if with_gpu else "dask worker"
+            others = len(workers_of(client))
+            raise ClusterError(
+                f"No {what} came to the scheduler at {address} within {patience:g} s"
+                + (f"; it has {others} without" if others else ""),
+                f"Start one: {command} {address}{extra}; or wait longer (--patience)",
+            )
+        if waited > _TELL and not told:
+            logger.warning("Waiting up to %.0f s for a %s at %s", patience, what, address)
+            told = True
+        time.sleep(min(_LOOK, patience))
+    return found
 
 
 def _check_address(options: ClusterOptions) -> None:
@@ -114,11 +158,85 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _local(options: ClusterOptions) -> distributed.LocalCluster:
+def _local(options: ClusterOptions, torch_threads: int) -> distributed.LocalCluster:
     """Start workers of this machine, bound to loopback."""
     _check_main_module()
-    workers = options.n_workers or max(1, available_cores() // options.threads_per_worker)
-    memory = (options.memory_mb or psutil.virtual_memory().total / 1e6 * 0.9) * 1e6
+    memory, threads = _memory(options), options.threads_per_worker or 1
+    workers = options.n_workers or local_workers(memory, threads * torch_threads)
+    with _settings():
+        return distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            processes=True,
+            memory_limit=int(memory / workers),
+            **_on_this_machine(options),
+        )
+
+
+def local_workers(memory: float, threads: int) -> int:
+    """Return how many workers of so many threads a machine has cores and memory (bytes) for."""
+    return max(1, min(available_cores() // threads, int(memory // _WORKER_BYTES)))
+
+
+def _cuda(options: ClusterOptions, torch_threads: int) -> distributed.SpecCluster:
+    """Start a worker for each GPU of this machine, which advertises it; bound to loopback."""
+    _check_main_module()
+    try:
+        import pynvml
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise MissingExtraError(
+            f"A cluster of GPUs needs dask-cuda, which cannot be used here: {error}",
+            "pip install 'fusionflow[gpu]'",
+        ) from error
+    try:
+        pynvml.nvmlInit()
+        there = pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError as error:
+        raise ClusterError(
+            f"No NVIDIA GPU can be used on this machine: {error}",
+            "Check that nvidia-smi lists one; or leave out --cluster cuda",
+        ) from error
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        there = len([name for name in visible.split(",") if name.strip()])
+    workers = options.n_workers or there
+    if not 0 < workers <= there:
+        raise ClusterError(
+            f"{options.n_workers or 'All'} GPUs were asked for, and this process may use {there}",
+            "Ask for fewer (--n-workers), or look at CUDA_VISIBLE_DEVICES",
+        )
+    least, most = _GPU_THREADS
+    share = available_cores() // (workers * torch_threads)
+    with _settings():
+        return LocalCUDACluster(
+            n_workers=workers,
+            threads_per_worker=options.threads_per_worker or min(max(least, share), most),
+            memory_limit=int(_memory(options) / workers),
+            device_memory_limit=0,  # what is on a device does not outlive a task: nothing to spill
+            resources={RESOURCE: 1},
+            **_on_this_machine(options),
+        )
+
+
+def _memory(options: ClusterOptions) -> float:
+    """Return the bytes that all workers of this machine share."""
+    return options.memory_mb * 1e6 if options.memory_mb else psutil.virtual_memory().total * 0.9
+
+
+def _on_this_machine(options: ClusterOptions) -> dict[str, Any]:
+    """Return what clusters of this machine have in common."""
+    return {
+        "host": "127.0.0.1",
+        "dashboard_address": f"127.0.0.1:{_free_port(_DASHBOARD_PORT)}",
+        "local_directory": None if options.work_dir is None else str(options.work_dir),
+        "silence_logs": _dask_log_level(),
+    }
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Set what workers and scheduler of this machine start with."""
     environment = {
         **dask.config.get("distributed.nanny.pre-spawn-environ", {}),
         "ZARR_ASYNC__CONCURRENCY": str(_ZARR_CONCURRENCY),
@@ -131,16 +249,7 @@ def _local(options: ClusterOptions) -> distributed.LocalCluster:
         "distributed.scheduler.no-workers-timeout": f"{_PATIENCE * 10}s",
     }
     with dask.config.set(settings), _workers_leave_interrupts_to_us():
-        return distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=options.threads_per_worker,
-            processes=True,
-            host="127.0.0.1",
-            memory_limit=int(memory / workers),
-            dashboard_address=f"127.0.0.1:{_free_port(_DASHBOARD_PORT)}",
-            local_directory=None if options.work_dir is None else str(options.work_dir),
-            silence_logs=_dask_log_level(),
-        )
+        yield
 
 
 def _check_main_module() -> None:

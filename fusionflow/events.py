@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import xarray as xr
 
 from fusionflow.io.scans import Excluded
+from fusionflow.preflight import Preflight
 from fusionflow.records import Attempt, Published
 from fusionflow.weights import Weights
 
@@ -105,7 +106,16 @@ class LeftOut:
 
 
 Event: TypeAlias = (
-    Planned | Started | Unchanged | Waiting | Quarantined | Fused | Again | Failed | LeftOut
+    Planned
+    | Started
+    | Preflight
+    | Unchanged
+    | Waiting
+    | Quarantined
+    | Fused
+    | Again
+    | Failed
+    | LeftOut
 )
 
 

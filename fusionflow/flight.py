@@ -9,19 +9,23 @@ a scan that fails twice, or is at fault itself, is given up, the others never no
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import distributed
 from distributed.scheduler import KilledWorker
 
+from fusionflow.config import ClusterOptions
 from fusionflow.errors import ClusterError, FusionflowError, LockedError
 from fusionflow.graph import scan_graph
 from fusionflow.io.files import discard
+from fusionflow.placement import gpus_of, workers_of
+from fusionflow.planning import BYTES_OF_A_WORKER
 from fusionflow.records import Published
 from fusionflow.stages import Job
 from fusionflow.trouble import Trouble, Verdict, took_too_long, understand
@@ -30,9 +34,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at the clock, the lock and the cluster.
 _TICK = 1.0
-#: Seconds between two looks for workers, and to wait for one.
+#: Seconds between two looks for workers.
 _WORKERS_EVERY = 10.0
-_WORKERS_PATIENCE = 300.0
+#: Of a worker's memory, for what scans in flight hold: Dask begins to spill at 0.6.
+_SHARE = 0.6
+#: Bytes a voxel: bands of both sources, fused bands, the fused slab.
+_BYTES_A_VOXEL = 20.0
 #: Seconds for a worker to restart.
 _RESTART = 30.0
 #: Where nannies say that they ended a worker for its memory.
@@ -72,27 +79,30 @@ class Flight:
         The cluster.
     ground : Ground
         Told of what happens.
-    window : int or None
-        Most scans in flight; None follows the workers that there are.
-    time_limit : float or None
-        Seconds that a scan may be in flight.
+    options : ClusterOptions
+        Gives window, time limit and patience.
+    needs_gpu : bool
+        Whether a worker without a GPU cannot do the work.
     """
 
     def __init__(
         self,
         client: distributed.Client,
         ground: Ground,
-        window: int | None,
-        time_limit: float | None,
+        options: ClusterOptions,
+        *,
+        needs_gpu: bool = False,
     ) -> None:
-        self.client, self.ground = client, ground
-        self._wanted = window
-        self.window = window or self._room()
-        self.time_limit = time_limit
+        self.client, self.ground, self.needs_gpu = client, ground, needs_gpu
+        self._wanted, self.patience = options.window, options.patience
+        self.time_limit = options.time_limit
+        self.window = self.bytes = 0.0
+        self._look_for_room(workers_of(client))
         self._aloft: dict[distributed.Future, _Aloft] = {}
         self._landed: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
         self._again: deque[Job] = deque()
         self._alone: deque[Job] = deque()
+        self._next: list[Job] = []
         self._tried: set[str] = set()
         self._sent = 0
         self._workers_seen = self._workers_asked = time.monotonic()
@@ -131,8 +141,12 @@ class Flight:
     def _fill(self, jobs: Iterator[Job]) -> bool:
         """Send scans up while there is room; False if none is left at all."""
         while len(self._aloft) < self.window:
-            job = self._again.popleft() if self._again else next(jobs, None)
+            job = self._next.pop() if self._next else None
+            job = job or (self._again.popleft() if self._again else next(jobs, None))
             if job is None:
+                break
+            if self._aloft and self._held + bytes_in_flight(job) > self.bytes:
+                self._next.append(job)  # until others have landed
                 break
             self._send(job)
         if not self._aloft and self._alone:
@@ -235,12 +249,14 @@ class Flight:
         if now - self._workers_asked < _WORKERS_EVERY:
             return
         self._workers_asked = now
-        if self.client.scheduler_info(n_workers=-1)["workers"]:
+        workers = workers_of(self.client)
+        if any(gpus_of(worker) or not self.needs_gpu for worker in workers.values()):
             self._workers_seen = now
-            self.window = self._wanted or self._room()
-        elif now - self._workers_seen > _WORKERS_PATIENCE:
+            self._look_for_room(workers)
+        elif now - self._workers_seen > self.patience:
+            what = "worker that advertises a GPU" if self.needs_gpu else "worker"
             raise ClusterError(
-                f"The cluster has had no worker for {_WORKERS_PATIENCE:.0f} s",
+                f"The cluster has had no {what} for {self.patience:g} s",
                 "What is published stays. Start workers and run again to go on",
             )
 
@@ -263,7 +279,23 @@ class Flight:
             time.sleep(patience)
         return ended
 
-    def _room(self) -> int:
-        """Return how many scans to have in flight: two for each task that can run at a time."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        return max(2, 2 * sum(worker["nthreads"] for worker in workers))
+    @property
+    def _held(self) -> float:
+        """Bytes that the scans in flight may need."""
+        return sum(bytes_in_flight(item.job) for item in self._aloft.values())
+
+    def _look_for_room(self, workers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Set how many scans to have in flight, and how large they may be together.
+
+        Two for each task that can run at a time, so that no worker waits for the next one; and what
+        they hold on the way from stage to stage must fit the workers' memory.
+        """
+        threads = sum(worker["nthreads"] for worker in workers.values())
+        self.window = self._wanted or max(2, 2 * threads)
+        limits = [worker.get("memory_limit") or float("inf") for worker in workers.values()]
+        self.bytes = sum(max(0.0, limit * _SHARE - BYTES_OF_A_WORKER) for limit in limits)
+
+
+def bytes_in_flight(job: Job) -> float:
+    """Return the bytes that the cluster may hold for a scan at a time, estimated."""
+    return float(math.prod(job.layout.shape)) * _BYTES_A_VOXEL

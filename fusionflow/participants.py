@@ -41,13 +41,14 @@ from fusionflow.ledger import (
     write_attempt,
     write_index,
 )
-from fusionflow.placement import advertised
+from fusionflow.preflight import preflight
 from fusionflow.records import Attempt, Published
 from fusionflow.runlock import RunLock
 from fusionflow.stages import Job, Recipe
 from fusionflow.survey import Standing, asked_again, new_attempt, removed_labels, survey
 from fusionflow.transform import check_levels
 from fusionflow.trouble import Trouble, understand
+from fusionflow.warm import kept_network
 
 #: Seconds between two writings of the index while scans come in, and at least so many times the
 #: seconds that the last one took.
@@ -136,18 +137,29 @@ class ParticipantLevel:
     ) -> None:
         try:
             with contextlib.ExitStack() as stack:
-                client = client or stack.enter_context(clusters.connect(self.config.cluster))
+                options, threads = self.config.cluster, self.config.method.threads
+                client = client or stack.enter_context(
+                    clusters.connect(options, torch_threads=threads)
+                )
                 self.tell(Started(client.dashboard_link))
-                if advertised(client) and self.recipe.weights is not None:
-                    self.recipe = replace(self.recipe, needs_gpu=True)
-                options = self.config.cluster
-                flight = Flight(client, self, options.window, options.time_limit)
+                self._check(client, first)
+                stack.enter_context(kept_network(client, self.recipe))
+                flight = Flight(client, self, options, needs_gpu=self.recipe.needs_gpu)
                 flight.fly(self._jobs(first, rest))
         finally:  # now that the workers are gone, for they wrote until then
             if self._begun:  # interrupted
                 for attempt in list(self._begun.values()):
                     self._undo(attempt)
                 write_index(self.paths, self.report.removed)
+
+    def _check(self, client: distributed.Client, first: Standing) -> None:
+        """Stop what would fail later, before anything is done."""
+        scans = [scan for scan in (first.scan, *self.plan.found.scans) if scan is not None]
+        self.recipe, looked = preflight(
+            client, self.recipe, scans, self.paths.root, self.config.cluster
+        )
+        self.tell(looked)
+        looked.raise_if_failed()
 
     def _due(self, settle: float) -> Iterator[Standing]:
         """Yield the scans that are to be fused, and tell of the others."""

@@ -11,6 +11,7 @@ submit graphs as they are; a task that was submitted another way finds out here,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import distributed
@@ -21,12 +22,24 @@ from fusionflow.errors import PlacementError
 RESOURCE = "GPU"
 
 
+def workers_of(client: distributed.Client, *, with_gpu: bool = False) -> dict[str, dict[str, Any]]:
+    """Return what the scheduler knows of its workers, by address; all, or those with a GPU."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return {
+        address: worker
+        for address, worker in workers.items()
+        if not with_gpu or gpus_of(worker) > 0
+    }
+
+
+def gpus_of(worker: Mapping[str, Any]) -> float:
+    """Return how many GPUs a worker advertises."""
+    return float(worker.get("resources", {}).get(RESOURCE, 0))
+
+
 def advertised(client: distributed.Client | None) -> int:
     """Return how many GPUs the workers of a cluster advertise."""
-    if client is None:
-        return 0
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return int(sum(worker.get("resources", {}).get(RESOURCE, 0) for worker in workers))
+    return 0 if client is None else int(sum(map(gpus_of, workers_of(client).values())))
 
 
 def current_client() -> distributed.Client | None:

@@ -29,7 +29,7 @@ from fusionflow.transform import check_levels
 #: each pixel of a slice while the network reads it, beside what it needs to be there at all.
 _BYTES_A_VOXEL = 44
 _BYTES_A_PIXEL_OF_NETWORK = 26_000
-_BYTES_OF_A_WORKER = 450e6
+BYTES_OF_A_WORKER = 450e6
 #: Slices that are fused to see how long it takes.
 _PROBE_SLICES = 2
 
@@ -136,8 +136,35 @@ def plan(
     return Outlooks(tuple(scans), tuple(excluded), tuple(notes))
 
 
+def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
+    """Return about how many bytes a worker needs for a scan.
+
+    Parameters
+    ----------
+    voxels : int
+        Of the T1w (or the grid that results get) and the PET together.
+    pixels : int
+        Of a slice.
+    reads_network : bool
+        Whether the method has a network.
+    """
+    network = pixels * _BYTES_A_PIXEL_OF_NETWORK if reads_network else 0
+    return BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL + network
+
+
+def seconds_a_slice(recipe: Recipe, rows: int, columns: int) -> float:
+    """Return how long a slice takes here, by fusing slices of noise; it loads the network."""
+    noise = np.random.default_rng(0).random((2, _PROBE_SLICES, rows, columns), dtype=np.float32)
+    mri, pet = noise
+    for _ in range(2):  # the first loads the network
+        began = time.perf_counter()
+        fused = fuse_slab(decompose_slab(mri, pet, recipe), recipe)
+        reconstruct_slab(fused, mri, pet, None, recipe)
+    return (time.perf_counter() - began) / _PROBE_SLICES
+
+
 class _Probe:
-    """Fuses slices of noise to see how long it takes; once for each shape of a slice."""
+    """Looks how long a slice takes, once for each shape of a slice."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -146,13 +173,7 @@ class _Probe:
     def seconds_a_slice(self, rows: int, columns: int) -> float:
         shape = (rows, columns)
         if shape not in self._seconds:
-            noise = np.random.default_rng(0).random((2, _PROBE_SLICES, *shape), dtype=np.float32)
-            mri, pet = noise
-            for _ in range(2):  # the first loads the network
-                began = time.perf_counter()
-                fused = fuse_slab(decompose_slab(mri, pet, self.recipe), self.recipe)
-                reconstruct_slab(fused, mri, pet, None, self.recipe)
-                self._seconds[shape] = (time.perf_counter() - began) / _PROBE_SLICES
+            self._seconds[shape] = seconds_a_slice(self.recipe, rows, columns)
         return self._seconds[shape]
 
 
@@ -175,7 +196,6 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
     steps.append(_units_step(scan, config))
     steps.append(f"{config.method.name} on {z} slices of {y} x {x}")
     voxels = max(x * y * z, mri.data.size) + uptake.data.size
-    pixels = x * y * (_BYTES_A_PIXEL_OF_NETWORK if probe and probe.recipe.weights else 0)
     layout = Layout.of_shape((z, y, x))
     size_x, size_y, size_z = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
     return Outlook(
@@ -185,7 +205,9 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         voxel_mm=(size_z, size_y, size_x),
         steps=tuple(steps),
         notes=(*scan.notes, *(f"T1w: {n}" for n in t1w.notes), *(f"PET: {n}" for n in pet.notes)),
-        memory_bytes=_BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL + pixels,
+        memory_bytes=memory_needed(
+            voxels, x * y, reads_network=bool(probe and probe.recipe.weights)
+        ),
         seconds=None if probe is None else probe.seconds_a_slice(y, x) * z,
     )
 

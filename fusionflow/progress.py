@@ -33,6 +33,7 @@ from fusionflow.events import (
     Unchanged,
     Waiting,
 )
+from fusionflow.preflight import Preflight
 from fusionflow.summary import cohort_table
 from fusionflow.untrusted import printable
 
@@ -89,6 +90,9 @@ class Display:
         if isinstance(event, Started):
             self._say(f"dashboard {event.dashboard}")
             return
+        if isinstance(event, Preflight):
+            self._show_checks(event)
+            return
         if isinstance(event, Fused):
             record = event.record
             again = f"; made again: {event.why}" if event.why != "new" else ""
@@ -138,6 +142,17 @@ class Display:
             if not item.broken:
                 self._say(f"[yellow]skipped[/] {escape(item.label)}  {escape(item.reason)}")
         self.task = self.progress.add_task("fusing", total=event.scans)
+
+    def _show_checks(self, event: Preflight) -> None:
+        """Show the table of what was looked at before any work."""
+        colours = {"ok": "green", "note": "bold yellow", "fails": "bold red"}
+        width = max(len(check.name) for check in event.checks)
+        for check in event.checks:
+            mend = f". {check.mend}" if check.mend and check.state != "ok" else ""
+            self._say(
+                f"[{colours[check.state]}]{check.state:5}[/]  {check.name:{width}}  "
+                f"{escape(check.found)}{escape(mend)}"
+            )
 
     def _say(self, line: str) -> None:
         self.console.print(printable(line))  # names and reasons come from files

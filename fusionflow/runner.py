@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import distributed
 
-from fusionflow import __version__, cohort, graph
+from fusionflow import __version__, clusters, cohort, graph
 from fusionflow.config import InputOptions, RunConfig
 from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
@@ -24,6 +24,7 @@ from fusionflow.io.inputs import find_scans
 from fusionflow.io.scans import Discovery
 from fusionflow.ledger import OutputPaths, scan_labels, sweep, write_index
 from fusionflow.participants import ParticipantLevel, Plan
+from fusionflow.preflight import Preflight, preflight
 from fusionflow.runlock import RunLock, living_holder
 from fusionflow.survey import Standing, asked_again, removed_labels, request_of, survey
 
@@ -168,12 +169,7 @@ def _conclude(paths: OutputPaths, content: dict[str, Any], begun: str, seconds: 
 @contextlib.contextmanager
 def _held(paths: OutputPaths, run: str) -> Iterator[RunLock]:
     """Hold the output folder, and clean up after a run that held it and died."""
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"Cannot write {paths.root}: {error.strerror or error}", "Check space and permissions"
-        ) from error
+    _make_root(paths)
     with RunLock(paths.run_lock, run, on_wait=_say_wait) as lock:
         for folder in (paths.root, paths.scans, paths.logs):
             sweep(folder)
@@ -182,6 +178,15 @@ def _held(paths: OutputPaths, run: str) -> Iterator[RunLock]:
             for label in scan_labels(paths):
                 sweep(paths.scan(label))
         yield lock
+
+
+def _make_root(paths: OutputPaths) -> None:
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {paths.root}: {error.strerror or error}", "Check space and permissions"
+        ) from error
 
 
 def _say_wait(holder: object, seconds: float) -> None:
@@ -297,6 +302,43 @@ def look(
             for label in removed_labels(paths, plan.everything)
         ),
     )
+
+
+def check(
+    bids_dir: str | PathLike[str],
+    out_dir: str | PathLike[str],
+    config: RunConfig | None = None,
+    *,
+    participant_labels: Sequence[str] = (),
+    session_labels: Sequence[str] = (),
+    client: distributed.Client | None = None,
+) -> Preflight:
+    """Look whether the cluster could do what `run` would ask of it, and do nothing.
+
+    Parameters
+    ----------
+    bids_dir, out_dir, config, participant_labels, session_labels, client
+        As in `run`. The output folder is made if it is not there.
+
+    Returns
+    -------
+    Preflight
+        What was found; `run` stops where a line of it fails.
+
+    Raises
+    ------
+    NoScansError, ConfigurationError, WeightsNotFoundError, ClusterError, StoreError
+        As `run`.
+    """
+    config = config or RunConfig()
+    source, paths = Path(bids_dir).absolute(), OutputPaths(Path(out_dir).absolute())
+    plan = _plan(source, paths, config, participant_labels, session_labels)
+    _make_root(paths)
+    with contextlib.ExitStack() as stack:
+        client = client or stack.enter_context(
+            clusters.connect(config.cluster, torch_threads=config.method.threads)
+        )
+        return preflight(client, plan.recipe, plan.found.scans, paths.root, config.cluster)[1]
 
 
 def _summarise(

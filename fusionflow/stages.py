@@ -152,6 +152,15 @@ def decompose_slab(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> BandsOfB
     return BandsOfBoth(of_mri, of_pet, Seconds(time.perf_counter() - start))
 
 
+def device_of(recipe: Recipe) -> str:
+    """Return where this process fuses.
+
+    A GPU is used where the scheduler gives it out; else several tasks would share it unasked. A
+    worker may advertise one that torch does not see: `fusionflow.preflight` says so aloud.
+    """
+    return "cuda" if recipe.needs_gpu and torch.cuda.is_available() else "cpu"
+
+
 def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     """Merge the bands of a slab.
 
@@ -162,8 +171,7 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     """
     if recipe.needs_gpu:
         require_gpu()
-    # A GPU is used where the scheduler gave one out, else several tasks would share it unasked.
-    device = "cuda" if recipe.needs_gpu and torch.cuda.is_available() else "cpu"
+    device = device_of(recipe)
     method, weights = recipe.method, recipe.weights
     if weights is not None:
         load_network(method, weights, device)  # once a process, and not fusion time

@@ -1,0 +1,156 @@
+"""What a worker is asked before a run, and what it answers (`fusionflow.preflight` asks)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import distributed
+import torch
+
+from fusionflow.commit import software_versions
+from fusionflow.errors import FusionflowError
+from fusionflow.fusion import load_network
+from fusionflow.planning import seconds_a_slice
+from fusionflow.stages import Recipe, device_of
+
+__all__ = ["Facts", "Question", "inspect", "versions"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a worker is asked.
+
+    Attributes
+    ----------
+    recipe : Recipe
+        Whose network it is to read.
+    reads_network : bool
+        Whether this worker will.
+    shape : tuple of int
+        Of the slices (y, x) that it fuses to see how long that takes.
+    files : tuple of (str, int)
+        Inputs and their sizes.
+    meeting : str
+        A folder of the output that holds a file ``client``, and where it writes one of its own.
+    name : str
+        Of that file.
+    """
+
+    recipe: Recipe
+    reads_network: bool
+    shape: tuple[int, int]
+    files: tuple[tuple[str, int], ...]
+    meeting: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a worker answers.
+
+    Attributes
+    ----------
+    host : str
+        Its machine.
+    versions : dict
+        Package -> version.
+    cuda : str
+        Name of the GPU that torch sees, "" for none.
+    device : str
+        What it will fuse on.
+    network : str
+        What is wrong with the weights, "" for nothing.
+    missing : tuple of str
+        Inputs that it does not see as they are.
+    output : str
+        What is wrong with the output folder, "" for nothing.
+    scratch : str
+        Its folder for what it spills.
+    scratch_bytes : int
+        Free there.
+    seconds_a_slice : float or None
+        As it measured.
+    """
+
+    host: str
+    versions: dict[str, str]
+    cuda: str
+    device: str
+    network: str
+    missing: tuple[str, ...]
+    output: str
+    scratch: str
+    scratch_bytes: int
+    seconds_a_slice: float | None
+
+
+def inspect(question: Question) -> Facts:
+    """Answer a question; a task on the worker that is asked."""
+    recipe = question.recipe
+    network, seconds = "", None
+    try:
+        if question.reads_network and recipe.weights is not None:
+            load_network(recipe.method, recipe.weights, device_of(recipe))
+        seconds = _seconds(question)
+    except (FusionflowError, OSError, RuntimeError, MemoryError) as error:
+        network = str(error)
+    scratch = _scratch()
+    return Facts(
+        host=socket.gethostname(),
+        versions=versions(),
+        cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        device=device_of(recipe),
+        network=network,
+        missing=tuple(path for path, size in question.files if not _is_there(path, size)),
+        output=_meet(Path(question.meeting), question.name),
+        scratch=scratch,
+        scratch_bytes=shutil.disk_usage(scratch).free,
+        seconds_a_slice=seconds,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what must agree between processes."""
+    return {
+        **software_versions(),
+        "distributed": metadata.version("distributed"),
+        "python": platform.python_version(),
+    }
+
+
+def _seconds(question: Question) -> float | None:
+    """Time a slice, where this worker is one that fuses."""
+    recipe = question.recipe
+    if recipe.weights is not None and not question.reads_network:
+        return None
+    return seconds_a_slice(recipe, *question.shape)
+
+
+def _scratch() -> str:
+    try:
+        return str(distributed.get_worker().local_directory)
+    except ValueError:
+        return os.getcwd()
+
+
+def _is_there(path: str, size: int) -> bool:
+    try:
+        return os.stat(path).st_size == size
+    except OSError:
+        return False
+
+
+def _meet(folder: Path, name: str) -> str:
+    """Read what the client wrote and write a file beside it; return what is wrong."""
+    try:
+        (folder / "client").read_bytes()
+        (folder / name).write_bytes(b"")
+    except OSError as error:
+        return str(error.strerror or error)
+    return ""

@@ -1,0 +1,210 @@
+"""What would fail later, found before any work: versions, GPUs, weights, files, memory, disks.
+
+Every worker answers one question by a task of its own. What it answers is held against what the
+run needs and shown as one table; what would fail stops the run there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import distributed
+
+from fusionflow.clusters import await_workers
+from fusionflow.config import ClusterOptions
+from fusionflow.errors import ClusterError, FusionflowError
+from fusionflow.inspection import Facts, Question, inspect
+from fusionflow.io.files import UNFINISHED, discard
+from fusionflow.io.nifti import read_header
+from fusionflow.io.scans import Scan
+from fusionflow.placement import RESOURCE, advertised, gpus_of, workers_of
+from fusionflow.preflight_checks import (
+    Check,
+    Size,
+    answers_check,
+    disks_check,
+    gpus_check,
+    inputs_check,
+    memory_check,
+    network_check,
+    output_check,
+    time_check,
+    versions_check,
+)
+from fusionflow.stages import Recipe
+
+__all__ = ["Check", "Preflight", "preflight"]
+
+#: Scans whose headers are read, and whose files every worker looks for.
+_SAMPLE = 8
+#: Seconds between two looks whether those that were asked are still there.
+_LOOK = 2.0
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """All lines."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The lines that stop the run."""
+        return tuple(check for check in self.checks if check.state == "fails")
+
+    def raise_if_failed(self) -> None:
+        """Stop what would fail later.
+
+        Raises
+        ------
+        ClusterError
+            If anything does.
+        """
+        if self.failed:
+            raise ClusterError(
+                "The cluster cannot do this run: "
+                + "; ".join(f"{check.name}: {check.found}" for check in self.failed),
+                ". ".join(dict.fromkeys(check.mend for check in self.failed if check.mend)),
+            )
+
+
+def preflight(
+    client: distributed.Client,
+    recipe: Recipe,
+    scans: Sequence[Scan],
+    out: Path,
+    options: ClusterOptions,
+) -> tuple[Recipe, Preflight]:
+    """Settle whether networks run on GPUs, and look whether a cluster can do a run.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        The cluster.
+    recipe : Recipe
+        How scans are fused.
+    scans : sequence of Scan
+        What may be fused; of some the files are looked for, and the headers read.
+    out : Path
+        The output folder, which exists.
+    options : ClusterOptions
+        Whether a GPU is needed, and how long to wait for a worker, and for its answer.
+
+    Returns
+    -------
+    Recipe
+        With `needs_gpu` as it is to be.
+    Preflight
+        What was found.
+
+    Raises
+    ------
+    ClusterError
+        If no worker comes that can do the work, or the output cannot be written.
+    """
+    recipe = replace(recipe, needs_gpu=_needs_gpu(client, recipe, options))
+    await_workers(client, options.patience, with_gpu=recipe.needs_gpu)
+    sample = list(scans[:: max(1, len(scans) // _SAMPLE)][:_SAMPLE])
+    sizes = _sizes(sample)
+    meeting = out / f"{UNFINISHED}preflight-{uuid.uuid4().hex[:8]}"
+    known = workers_of(client)
+    try:
+        meeting.mkdir()
+        (meeting / "client").write_bytes(b"")
+        facts, silent = _ask(client, known, recipe, sample, sizes, meeting, options.patience)
+        seen = {path.name for path in meeting.iterdir()}
+    except OSError as error:
+        raise ClusterError(
+            f"Cannot write {out}: {error.strerror or error}", "Check space and permissions"
+        ) from error
+    finally:
+        discard(meeting)
+    checks = [
+        answers_check(known, silent),
+        versions_check(client, facts),
+        gpus_check(known, facts, recipe),
+        *network_check(facts, recipe),
+        inputs_check(facts),
+        output_check(facts, seen, known),
+        memory_check(known, recipe, sizes),
+        disks_check(facts, sizes, len(scans), out),
+        time_check(known, facts, recipe, sizes, len(scans)),
+    ]
+    return recipe, Preflight(tuple(checks))
+
+
+def _needs_gpu(client: distributed.Client, recipe: Recipe, options: ClusterOptions) -> bool:
+    """Whether fuse tasks are to ask for a GPU."""
+    if recipe.weights is None or options.gpu == "never":
+        return False
+    return options.needs_gpu or advertised(client) > 0
+
+
+def _sizes(scans: Iterable[Scan]) -> list[Size]:
+    """Return how large scans are, those that can be read."""
+    found = []
+    for scan in scans:
+        with contextlib.suppress(FusionflowError):
+            x, y, z = read_header(scan.t1w).orientation.ras_shape
+            i, j, k = read_header(scan.pet).orientation.ras_shape
+            found.append(Size(scan.label, x * y * z + i * j * k, (z, y, x)))
+    return found
+
+
+def _ask(
+    client: distributed.Client,
+    known: Mapping[str, Mapping[str, Any]],
+    recipe: Recipe,
+    sample: Sequence[Scan],
+    sizes: Sequence[Size],
+    meeting: Path,
+    patience: float,
+) -> tuple[dict[str, Facts], dict[str, str]]:
+    """Return what workers answered, and why others did not, by address."""
+    files = []
+    for path in {path for scan in sample for path in scan.files.values()}:
+        with contextlib.suppress(OSError):  # that it is not here is found as the scan's own fault
+            files.append((str(path), os.stat(path).st_size))
+    token = uuid.uuid4().hex[:8]
+    asked: dict[str, distributed.Future] = {}
+    for index, (address, worker) in enumerate(known.items()):
+        with_gpu = gpus_of(worker) > 0
+        question = Question(
+            recipe=recipe,
+            reads_network=recipe.weights is not None and (with_gpu or not recipe.needs_gpu),
+            shape=sizes[0].shape[1:] if sizes else (64, 64),
+            files=tuple(sorted(files)),
+            meeting=str(meeting),
+            name=f"worker-{index}",
+        )
+        asked[address] = client.submit(
+            inspect, question, key=f"preflight-{token}-{index}", workers=[address], pure=False,
+            resources={RESOURCE: 1} if recipe.needs_gpu and with_gpu else None,
+        )  # fmt: skip
+    until = time.monotonic() + patience
+    while waiting := [future for future in asked.values() if not future.done()]:
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        with contextlib.suppress(TimeoutError):
+            distributed.wait(waiting, timeout=min(left, _LOOK))
+        there = workers_of(client)  # one that leaves is no fault of the run
+        asked = {address: future for address, future in asked.items() if address in there}
+    facts: dict[str, Facts] = {}
+    silent: dict[str, str] = {}
+    for address, future in asked.items():
+        if future.status == "finished":
+            facts[address] = future.result()
+        elif future.status == "error":
+            silent[address] = str(future.exception())
+        else:
+            silent[address] = f"no answer within {patience:g} s: it hangs, or is busy"
+    client.cancel(list(asked.values()), force=True)
+    return facts, silent

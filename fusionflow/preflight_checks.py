@@ -1,0 +1,264 @@
+"""The lines of the preflight table: what workers answered, held against what a run needs."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import distributed
+
+from fusionflow.inspection import Facts, versions
+from fusionflow.placement import gpus_of
+from fusionflow.planning import memory_needed
+from fusionflow.stages import Recipe
+
+#: These must be the same to the last digit; of the others the first two numbers.
+_EXACT = ("fusionflow", "dask", "distributed")
+#: Bytes a voxel that a published scan takes on the disk at most, and that a worker's scratch needs.
+_BYTES_ON_DISK = 24
+_LEAST_SCRATCH = 1e9
+#: Workers that are named in a line; the others are counted.
+_NAMED = 3
+
+State = Literal["ok", "note", "fails"]
+
+State = Literal["ok", "note", "fails"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A line of the table.
+
+    Attributes
+    ----------
+    name : str
+        What was looked at.
+    state : {"ok", "note", "fails"}
+        ``fails`` stops the run.
+    found : str
+        What was found.
+    mend : str
+        What to do about it.
+    """
+
+    name: str
+    state: State
+    found: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Voxels of both images, and (z, y, x) of what is fused."""
+
+    label: str
+    voxels: int
+    shape: tuple[int, int, int]
+
+
+def _named(addresses: Iterable[str]) -> str:
+    """Return a few names and a count."""
+    names = sorted(addresses)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _grouped(problems: Mapping[str, str]) -> str:
+    """Return problems of workers, the same ones together."""
+    groups = {
+        text: [address for address, said in problems.items() if said == text]
+        for text in dict.fromkeys(problems.values())
+    }
+    return "; ".join(f"{text} ({_named(addresses)})" for text, addresses in groups.items())
+
+
+def answers_check(known: Mapping[str, Mapping[str, Any]], silent: Mapping[str, str]) -> Check:
+    """Whether every worker answered."""
+    threads = sum(worker["nthreads"] for worker in known.values())
+    found = f"{len(known)} with {threads} threads"
+    if not silent:
+        return Check("workers", "ok", found)
+    return Check(
+        "workers", "fails", f"{found}; {_grouped(silent)}",
+        "Install the same fusionflow on every worker, and restart those that hang",
+    )  # fmt: skip
+
+
+def versions_check(client: distributed.Client, facts: Mapping[str, Facts]) -> Check:
+    """Whether scheduler and workers have the versions of this process."""
+    here = versions()
+    scheduler = client.get_versions()["scheduler"] or {}
+    said = {**scheduler.get("packages", {}), **scheduler.get("host", {})}
+    others = {"the scheduler": {k: str(v) for k, v in said.items() if k in here}}
+    if python := said.get("python"):  # 3.11.7.final.0
+        others["the scheduler"]["python"] = ".".join(str(python).split(".")[:3])
+    others |= {address: item.versions for address, item in facts.items()}
+    wrong: dict[str, str] = {}
+    differing: dict[str, str] = {}
+    for where, found in others.items():
+        for package, version in found.items():
+            if version == here[package]:
+                continue
+            text = f"{package} {version}, here {here[package]}"
+            same = package not in _EXACT and (
+                version.split(".")[:2] == here[package].split(".")[:2]
+            )
+            (differing if same else wrong).setdefault(where, text)
+    mend = "Install the same versions everywhere (constraints.txt)"
+    if wrong:
+        return Check("versions", "fails", _grouped(wrong), mend)
+    if differing:
+        return Check("versions", "note", f"{_grouped(differing)}: last bits may differ", mend)
+    names = ", ".join(f"{name} {here[name]}" for name in ("fusionflow", "dask", "torch"))
+    return Check("versions", "ok", f"{names}: the same on all")
+
+
+def gpus_check(
+    known: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Facts], recipe: Recipe
+) -> Check:
+    """Whether GPUs that are advertised can be used, and those that are there are advertised."""
+    advertise = {address for address, worker in known.items() if gpus_of(worker)}
+    blind = {a for a, item in facts.items() if a in advertise and not item.cuda}
+    idle = {a: item.cuda for a, item in facts.items() if a not in advertise and item.cuda}
+    if recipe.weights is None:
+        return Check("GPUs", "ok", "none needed: the method has no network")
+    if recipe.needs_gpu and blind:
+        return Check(
+            "GPUs", "note",
+            f"{_named(blind)} advertise{'s' * (len(blind) == 1)} a GPU that torch does not see: "
+            "FUSES ON THE PROCESSOR",
+            "Check the driver, CUDA_VISIBLE_DEVICES, and that torch was built for CUDA",
+        )  # fmt: skip
+    if not recipe.needs_gpu and idle:
+        return Check(
+            "GPUs", "note", f"NOT USED, for no worker advertises them: {_grouped(idle)}",
+            "Start workers with --resources GPU=1 (dask cuda worker), or take --cluster cuda",
+        )  # fmt: skip
+    if not recipe.needs_gpu:
+        return Check("GPUs", "ok", "none: networks run on processors")
+    names = Counter(facts[address].cuda for address in advertise if address in facts)
+    return Check("GPUs", "ok", ", ".join(f"{count} x {name}" for name, count in names.items()))
+
+
+def network_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:
+    """Whether every worker that needs it could read the network."""
+    wrong = {address: item.network for address, item in facts.items() if item.network}
+    if wrong:
+        return [
+            Check(
+                "network", "fails", _grouped(wrong),
+                "Put the weights where every worker sees them (fusionflow weights stage)",
+            )
+        ]  # fmt: skip
+    if recipe.weights is None:
+        return []
+    return [Check("network", "ok", f"{recipe.weights.description}: read by every worker")]
+
+
+def inputs_check(facts: Mapping[str, Facts]) -> Check:
+    """Whether every worker sees the inputs."""
+    missing = {
+        address: f"{item.missing[0]} is not seen, or with another size"
+        for address, item in facts.items()
+        if item.missing
+    }
+    if missing:
+        return Check(
+            "inputs", "fails", _grouped(missing),
+            "Mount the input under the same path on every worker",
+        )  # fmt: skip
+    return Check("inputs", "ok", "seen by every worker")
+
+
+def output_check(
+    facts: Mapping[str, Facts], seen: Iterable[str], known: Mapping[str, Mapping[str, Any]]
+) -> Check:
+    """Whether every worker writes where results go, and it is seen here."""
+    names = {address: f"worker-{index}" for index, address in enumerate(known)}
+    wrong = {address: item.output for address, item in facts.items() if item.output}
+    wrong |= {
+        address: "what it writes there is not seen here"
+        for address in facts
+        if address not in wrong and names[address] not in set(seen)
+    }
+    if wrong:
+        return Check(
+            "output", "fails", _grouped(wrong),
+            "Take an output folder that every worker can write under the same path",
+        )  # fmt: skip
+    return Check("output", "ok", "written by every worker")
+
+
+def memory_check(
+    known: Mapping[str, Mapping[str, Any]], recipe: Recipe, sizes: Sequence[Size]
+) -> Check:
+    """Whether a worker's memory is enough for the scans that were looked at."""
+    limits = {a: float(worker.get("memory_limit") or 0) for a, worker in known.items()}
+    least = min((limit for limit in limits.values() if limit), default=0.0)
+    reads = recipe.weights is not None
+    needs = {
+        size.label: memory_needed(size.voxels, size.shape[1] * size.shape[2], reads_network=reads)
+        for size in sizes
+    }
+    if not needs:
+        return Check("memory", "note", "no header could be read, so needs are not known")
+    most = max(needs, key=lambda label: needs[label])
+    found = f"{most} needs about {needs[most] / 1e9:.1f} GB"
+    if not least:
+        return Check("memory", "note", f"{found}; workers have no limit")
+    found += f", a worker may take {least / 1e9:.1f} GB"
+    mend = "Give each worker more memory (fewer workers, --mem-mb)"
+    if least < min(needs.values()):
+        return Check("memory", "fails", found, mend)
+    return Check("memory", "ok" if least >= needs[most] else "note", found, mend)
+
+
+def disks_check(facts: Mapping[str, Facts], sizes: Sequence[Size], scans: int, out: Path) -> Check:
+    """Whether there is room for results, and for what workers spill."""
+    free = shutil.disk_usage(out).free
+    voxels = [size.shape[0] * size.shape[1] * size.shape[2] for size in sizes] or [0]
+    one, everything = max(voxels) * _BYTES_ON_DISK, sum(voxels) / len(voxels) * _BYTES_ON_DISK
+    everything *= scans
+    little = {a: item.scratch_bytes for a, item in facts.items()}
+    least = min(little.values(), default=0)
+    found = f"{free / 1e9:.1f} GB free for results, {least / 1e9:.1f} GB for what workers spill"
+    if free < one:
+        return Check(
+            "disks", "fails", f"{found}; a scan may take {one / 1e9:.1f} GB", f"Make room in {out}"
+        )
+    if free < everything:
+        return Check(
+            "disks", "note", f"{found}; {scans} scans may take up to {everything / 1e9:.1f} GB",
+            "Make room, or prune old versions",
+        )  # fmt: skip
+    if facts and least < _LEAST_SCRATCH:
+        return Check("disks", "note", found, "Let workers spill elsewhere (--work-dir)")
+    return Check("disks", "ok", found)
+
+
+def time_check(
+    known: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Facts],
+    recipe: Recipe,
+    sizes: Sequence[Size],
+    scans: int,
+) -> Check:
+    """Estimate from slices of noise that every worker fused at the same time."""
+    timed = {a: item.seconds_a_slice for a, item in facts.items() if item.seconds_a_slice}
+    if not timed or not sizes:
+        return Check("time", "note", "not known: no slice could be fused")
+    one_at_a_time = recipe.needs_gpu
+    rate = sum((1 if one_at_a_time else known[a]["nthreads"]) / s for a, s in timed.items())
+    pixels = [size.shape[0] * size.shape[1] * size.shape[2] for size in sizes]
+    slices = sum(pixels) / len(pixels) / (sizes[0].shape[1] * sizes[0].shape[2])
+    seconds = slices / rate * scans
+    text = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(seconds / 60, 0.1):.1f} min"
+    return Check(
+        "time", "ok",
+        f"about {text} of fusion for up to {scans} scan{'s' * (scans != 1)} of about {slices:.0f} "
+        f"slices, at {1000 / rate:.0f} ms a slice",
+    )  # fmt: skip

@@ -1,0 +1,63 @@
+"""Networks that workers read before their first task, and never again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import distributed
+
+from fusionflow.fusion import load_network
+from fusionflow.placement import RESOURCE
+from fusionflow.stages import Recipe, device_of
+
+logger = logging.getLogger(__name__)
+
+
+class KeepNetwork(distributed.WorkerPlugin):
+    """Reads a method's network into a worker when the worker starts, or when it is told to.
+
+    What travels is the path and the checksum. A worker that cannot read it says so in its log, and
+    to whoever asks it for a task: `fusionflow.preflight` and every fuse task read it the same way.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Method and weights; `needs_gpu` leaves workers without a GPU alone.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        weights = recipe.weights
+        self.name = f"fusionflow-network-{weights.identity if weights else None}"
+
+    async def setup(self, worker: distributed.Worker) -> None:
+        """Read it in a thread, so that the worker goes on talking to the scheduler."""
+        recipe = self.recipe
+        if recipe.weights is None:
+            return
+        if recipe.needs_gpu and not worker.state.total_resources.get(RESOURCE):
+            return
+        try:
+            await asyncio.to_thread(load_network, recipe.method, recipe.weights, device_of(recipe))
+        except Exception as error:
+            logger.warning("%s cannot read the network: %s", worker.address, error)
+
+
+@contextlib.contextmanager
+def kept_network(client: distributed.Client, recipe: Recipe) -> Iterator[None]:
+    """Let every worker of a cluster, those too that come later, keep a network meanwhile."""
+    if recipe.weights is None:
+        yield
+        return
+    plugin: Any = KeepNetwork(recipe)
+    client.register_plugin(plugin)
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            with contextlib.suppress(OSError, TimeoutError, ValueError, RuntimeError):
+                client.unregister_worker_plugin(plugin.name)
