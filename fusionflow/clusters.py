@@ -181,9 +181,26 @@ def local_workers(memory: float, threads: int) -> int:
 def _cuda(options: ClusterOptions, torch_threads: int) -> distributed.SpecCluster:
     """Start a worker for each GPU of this machine, which advertises it; bound to loopback."""
     _check_main_module()
+    wanted = cuda_options(options, torch_threads)
+    from dask_cuda import LocalCUDACluster
+
+    with _settings():
+        return LocalCUDACluster(**wanted)
+
+
+def cuda_options(options: ClusterOptions, torch_threads: int) -> dict[str, Any]:
+    """Return what a `dask_cuda.LocalCUDACluster` is to be made with.
+
+    Raises
+    ------
+    MissingExtraError
+        If dask-cuda is not there.
+    ClusterError
+        If there is no GPU, or fewer than are asked for.
+    """
     try:
+        import dask_cuda  # noqa: F401 - to say now that it is not there
         import pynvml
-        from dask_cuda import LocalCUDACluster
     except ImportError as error:
         raise MissingExtraError(
             f"A cluster of GPUs needs dask-cuda, which cannot be used here: {error}",
@@ -208,15 +225,14 @@ def _cuda(options: ClusterOptions, torch_threads: int) -> distributed.SpecCluste
         )
     least, most = _GPU_THREADS
     share = available_cores() // (workers * torch_threads)
-    with _settings():
-        return LocalCUDACluster(
-            n_workers=workers,
-            threads_per_worker=options.threads_per_worker or min(max(least, share), most),
-            memory_limit=int(_memory(options) / workers),
-            device_memory_limit=0,  # what is on a device does not outlive a task: nothing to spill
-            resources={RESOURCE: 1},
-            **_on_this_machine(options),
-        )
+    return {
+        "n_workers": workers,
+        "threads_per_worker": options.threads_per_worker or min(max(least, share), most),
+        "memory_limit": int(_memory(options) / workers),
+        "device_memory_limit": 0,  # what is on a device does not outlive a task: nothing to spill
+        "resources": {RESOURCE: 1},
+        **_on_this_machine(options),
+    }
 
 
 def _memory(options: ClusterOptions) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -14,7 +15,7 @@ import distributed
 import torch
 
 from fusionflow.commit import software_versions
-from fusionflow.errors import FusionflowError
+from fusionflow.errors import FusionflowError, InputError
 from fusionflow.fusion import load_network
 from fusionflow.planning import seconds_a_slice
 from fusionflow.stages import Recipe, device_of
@@ -97,7 +98,8 @@ def inspect(question: Question) -> Facts:
     try:
         if question.reads_network and recipe.weights is not None:
             load_network(recipe.method, recipe.weights, device_of(recipe))
-        seconds = _seconds(question)
+        with contextlib.suppress(InputError):  # slices too small are a scan's own fault
+            seconds = _seconds(question)
     except (FusionflowError, OSError, RuntimeError, MemoryError) as error:
         network = str(error)
     scratch = _scratch()

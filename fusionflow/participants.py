@@ -154,9 +154,9 @@ class ParticipantLevel:
 
     def _check(self, client: distributed.Client, first: Standing) -> None:
         """Stop what would fail later, before anything is done."""
-        scans = [scan for scan in (first.scan, *self.plan.found.scans) if scan is not None]
+        scans = {scan.label: scan for scan in (first.scan, *self.plan.found.scans) if scan}
         self.recipe, looked = preflight(
-            client, self.recipe, scans, self.paths.root, self.config.cluster
+            client, self.recipe, list(scans.values()), self.paths.root, self.config.cluster
         )
         self.tell(looked)
         looked.raise_if_failed()

@@ -44,6 +44,8 @@ __all__ = ["Check", "Preflight", "preflight"]
 
 #: Scans whose headers are read, and whose files every worker looks for.
 _SAMPLE = 8
+#: Seconds that a worker may take to answer: it may be on its way out of another task.
+_ANSWER = 120.0
 #: Seconds between two looks whether those that were asked are still there.
 _LOOK = 2.0
 
@@ -95,7 +97,7 @@ def preflight(
     out : Path
         The output folder, which exists.
     options : ClusterOptions
-        Whether a GPU is needed, and how long to wait for a worker, and for its answer.
+        Whether a GPU is needed, and how long to wait for a worker.
 
     Returns
     -------
@@ -118,7 +120,8 @@ def preflight(
     try:
         meeting.mkdir()
         (meeting / "client").write_bytes(b"")
-        facts, silent = _ask(client, known, recipe, sample, sizes, meeting, options.patience)
+        asked = _ask(client, known, recipe, sample, sizes, meeting)
+        facts, wrong, silent = _answers(client, asked)
         seen = {path.name for path in meeting.iterdir()}
     except OSError as error:
         raise ClusterError(
@@ -127,7 +130,7 @@ def preflight(
     finally:
         discard(meeting)
     checks = [
-        answers_check(known, silent),
+        answers_check(known, facts, wrong, silent),
         versions_check(client, facts),
         gpus_check(known, facts, recipe),
         *network_check(facts, recipe),
@@ -165,9 +168,8 @@ def _ask(
     sample: Sequence[Scan],
     sizes: Sequence[Size],
     meeting: Path,
-    patience: float,
-) -> tuple[dict[str, Facts], dict[str, str]]:
-    """Return what workers answered, and why others did not, by address."""
+) -> dict[str, distributed.Future]:
+    """Ask every worker."""
     files = []
     for path in {path for scan in sample for path in scan.files.values()}:
         with contextlib.suppress(OSError):  # that it is not here is found as the scan's own fault
@@ -188,7 +190,14 @@ def _ask(
             inspect, question, key=f"preflight-{token}-{index}", workers=[address], pure=False,
             resources={RESOURCE: 1} if recipe.needs_gpu and with_gpu else None,
         )  # fmt: skip
-    until = time.monotonic() + patience
+    return asked
+
+
+def _answers(
+    client: distributed.Client, asked: dict[str, distributed.Future]
+) -> tuple[dict[str, Facts], dict[str, str], set[str]]:
+    """Return what workers answered, what went wrong on others, and who said nothing."""
+    until = time.monotonic() + _ANSWER
     while waiting := [future for future in asked.values() if not future.done()]:
         left = until - time.monotonic()
         if left <= 0:
@@ -198,13 +207,12 @@ def _ask(
         there = workers_of(client)  # one that leaves is no fault of the run
         asked = {address: future for address, future in asked.items() if address in there}
     facts: dict[str, Facts] = {}
-    silent: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     for address, future in asked.items():
         if future.status == "finished":
             facts[address] = future.result()
         elif future.status == "error":
-            silent[address] = str(future.exception())
-        else:
-            silent[address] = f"no answer within {patience:g} s: it hangs, or is busy"
+            error = future.exception()
+            wrong[address] = f"{type(error).__name__}: {error}"
     client.cancel(list(asked.values()), force=True)
-    return facts, silent
+    return facts, wrong, set(asked) - set(facts) - set(wrong)

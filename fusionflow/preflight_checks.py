@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import distributed
 
@@ -24,9 +24,7 @@ _LEAST_SCRATCH = 1e9
 #: Workers that are named in a line; the others are counted.
 _NAMED = 3
 
-State = Literal["ok", "note", "fails"]
-
-State = Literal["ok", "note", "fails"]
+State: TypeAlias = Literal["ok", "note", "fails"]
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,22 @@ def _grouped(problems: Mapping[str, str]) -> str:
     return "; ".join(f"{text} ({_named(addresses)})" for text, addresses in groups.items())
 
 
-def answers_check(known: Mapping[str, Mapping[str, Any]], silent: Mapping[str, str]) -> Check:
-    """Whether every worker answered."""
+def answers_check(
+    known: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Facts],
+    wrong: Mapping[str, str],
+    silent: Iterable[str],
+) -> Check:
+    """Whether every worker answered; one that is busy may yet, so long as there are others."""
     threads = sum(worker["nthreads"] for worker in known.values())
     found = f"{len(known)} with {threads} threads"
-    if not silent:
-        return Check("workers", "ok", found)
-    return Check(
-        "workers", "fails", f"{found}; {_grouped(silent)}",
-        "Install the same fusionflow on every worker, and restart those that hang",
-    )  # fmt: skip
+    if wrong:
+        mend = "Install the same fusionflow on every worker"
+        return Check("workers", "fails", f"{found}; {_grouped(wrong)}", mend)
+    if silent := sorted(silent):
+        found += f"; no answer from {_named(silent)}: they hang, or are busy"
+        return Check("workers", "note" if facts else "fails", found, "Restart those that hang")
+    return Check("workers", "ok", found)
 
 
 def versions_check(client: distributed.Client, facts: Mapping[str, Facts]) -> Check:

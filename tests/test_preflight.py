@@ -1,0 +1,280 @@
+"""What would fail later is found before any work, and said in one table."""
+
+import io
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from crew import crew_of_a_scheduler
+from networks import random_state
+from rich.console import Console
+from runs import config, small_cohort
+from safetensors.torch import save_file
+
+import fusionflow as ff
+from fusionflow import graph, preflight_checks, runner
+from fusionflow.cli import main
+from fusionflow.config import METHODS, RunConfig
+from fusionflow.errors import ClusterError
+from fusionflow.inspection import Facts, versions
+from fusionflow.phantom import write_cohort
+from fusionflow.preflight import Preflight
+from fusionflow.preflight_checks import Size
+from fusionflow.progress import Display
+
+HERE = versions()
+FACTS = Facts(
+    host="node-1", versions=HERE, cuda="", device="cpu", network="", missing=(), output="",
+    scratch="/tmp", scratch_bytes=10**11, seconds_a_slice=0.1,
+)  # fmt: skip
+WORKERS = {
+    address: {"nthreads": 2, "resources": {}, "memory_limit": 4_000_000_000}
+    for address in ("tcp://10.0.0.1:1", "tcp://10.0.0.2:1")
+}
+SIZES = [Size("sub-01", 2 * 94 * 256 * 256, (94, 256, 256))]
+ONE, TWO = WORKERS
+
+
+def answered(**update):
+    """What both workers answer, the second one with something of its own."""
+    return {ONE: FACTS, TWO: replace(FACTS, **update)}
+
+
+def recipe_of(method="dwt-vgg19-l1", *, needs_gpu=False):
+    how = config(method) if METHODS[method].backbone else RunConfig(method=METHODS[method])
+    return replace(graph.make_recipe(how.method), needs_gpu=needs_gpu)
+
+
+class Versions:
+    """A client that knows what its scheduler runs."""
+
+    def __init__(self, **packages):
+        self.packages = packages
+
+    def get_versions(self):
+        host = {"python": f"{HERE['python']}.final.0"}
+        packages = {"dask": HERE["dask"], "distributed": HERE["distributed"], **self.packages}
+        return {"scheduler": {"host": host, "packages": packages}}
+
+
+class TestLines:
+    def test_versions(self):
+        check = preflight_checks.versions_check
+        assert check(Versions(), answered()).state == "ok"
+        older = check(Versions(), answered(versions={**HERE, "fusionflow": "0.0.9"}))
+        assert older.state == "fails"
+        assert f"fusionflow 0.0.9, here {HERE['fusionflow']} ({TWO})" in older.found
+        major, minor, *_ = HERE["torch"].split(".")
+        patch = check(Versions(), answered(versions={**HERE, "torch": f"{major}.{minor}.99"}))
+        assert patch.state == "note"
+        assert "last bits may differ" in patch.found
+        other = check(Versions(), answered(versions={**HERE, "torch": f"{major}.999.1"}))
+        assert other.state == "fails"
+        scheduler = check(Versions(distributed="2020.1.0"), answered())
+        assert scheduler.state == "fails"
+        assert "the scheduler" in scheduler.found
+
+    def test_workers_that_do_not_answer(self):
+        check = preflight_checks.answers_check
+        assert check(WORKERS, answered(), {}, ()).state == "ok"
+        assert check(WORKERS, {ONE: FACTS}, {}, [TWO]).state == "note"
+        assert check(WORKERS, {}, {}, [ONE, TWO]).state == "fails"
+        broken = check(WORKERS, {ONE: FACTS}, {TWO: "ModuleNotFoundError: fusionflow"}, ())
+        assert broken.state == "fails"
+        assert f"ModuleNotFoundError: fusionflow ({TWO})" in broken.found
+
+    def test_gpus(self):
+        check = preflight_checks.gpus_check
+        with_gpu = {ONE: {**WORKERS[ONE], "resources": {"GPU": 1}}, TWO: WORKERS[TWO]}
+        seen = {ONE: replace(FACTS, cuda="H200"), TWO: FACTS}
+        assert check(WORKERS, answered(), recipe_of()).state == "ok"
+        assert check(with_gpu, seen, recipe_of(needs_gpu=True)).found == "1 x H200"
+        blind = check(with_gpu, answered(), recipe_of(needs_gpu=True))
+        assert blind.state == "note"
+        assert "FUSES ON THE PROCESSOR" in blind.found
+        idle = check(WORKERS, answered(cuda="H200"), recipe_of())
+        assert idle.state == "note"
+        assert "NOT USED" in idle.found
+        assert TWO in idle.found
+        assert check(WORKERS, answered(cuda="H200"), recipe_of("dwt-max")).state == "ok"
+
+    def test_network(self):
+        check = preflight_checks.network_check
+        assert [line.state for line in check(answered(), recipe_of())] == ["ok"]
+        assert check(answered(), recipe_of("dwt-max")) == []
+        (wrong,) = check(answered(network="vgg19.pth is not there"), recipe_of())
+        assert wrong.state == "fails"
+        assert f"vgg19.pth is not there ({TWO})" in wrong.found
+
+    def test_files(self):
+        missing = preflight_checks.inputs_check(answered(missing=("/data/a.nii", "/data/b.nii")))
+        assert missing.state == "fails"
+        assert f"/data/a.nii is not seen, or with another size ({TWO})" in missing.found
+        check = preflight_checks.output_check
+        assert check(answered(), {"worker-0", "worker-1"}, WORKERS).state == "ok"
+        assert check(answered(), {"worker-0"}, WORKERS).state == "fails"
+        assert "Read-only" in check(answered(output="Read-only"), {"worker-0"}, WORKERS).found
+
+    @pytest.mark.parametrize(
+        ("limit", "state"), [(600_000_000, "fails"), (20_000_000_000, "ok"), (0, "note")]
+    )
+    def test_memory(self, limit, state):
+        workers = {ONE: {**WORKERS[ONE], "memory_limit": limit}}
+        assert preflight_checks.memory_check(workers, recipe_of(), SIZES).state == state
+
+    def test_memory_that_is_enough_for_some(self):
+        small = Size("sub-02", 2 * 16**3, (16, 16, 16))
+        workers = {ONE: {**WORKERS[ONE], "memory_limit": 800_000_000}}
+        line = preflight_checks.memory_check(workers, recipe_of("dwt-max"), [*SIZES, small])
+        assert line.state == "note"
+        assert line.found.startswith("sub-01 needs")
+
+    def test_disks(self, tmp_path, monkeypatch):
+        check, usage = preflight_checks.disks_check, shutil.disk_usage(tmp_path)
+        for free, scans, state in (
+            (10**6, 1, "fails"), (10**9, 1, "ok"), (10**9, 10**4, "note"), (10**14, 10**4, "ok"),
+        ):  # fmt: skip
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, f=free: usage._replace(free=f))
+            assert check(answered(), SIZES, scans, tmp_path).state == state
+        assert check(answered(scratch_bytes=10**6), SIZES, 1, tmp_path).state == "note"
+
+    def test_time(self):
+        line = preflight_checks.time_check(WORKERS, answered(), recipe_of(), SIZES, 100)
+        assert "for up to 100 scans of about 94 slices, at 25 ms a slice" in line.found
+        assert line.found.startswith("about 3.9 min")
+        one_gpu = preflight_checks.time_check(
+            WORKERS, {ONE: FACTS}, recipe_of(needs_gpu=True), SIZES, 1
+        )
+        assert "100 ms a slice" in one_gpu.found
+
+    def test_all_that_fails_is_in_the_error(self):
+        lines = (
+            preflight_checks.Check("network", "fails", "no weights", "Stage them"),
+            preflight_checks.Check("inputs", "fails", "no files", "Mount them"),
+            preflight_checks.Check("disks", "note", "little room", "Make some"),
+        )
+        with pytest.raises(ClusterError) as error:
+            Preflight(lines).raise_if_failed()
+        assert "network: no weights; inputs: no files. Stage them. Mount them" in str(error.value)
+        assert "little room" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory):
+    return small_cohort(tmp_path_factory.mktemp("cohort") / "bids")
+
+
+def lines_of(checked):
+    return {line.name: line for line in checked.checks}
+
+
+class TestRealWorkers:
+    def test_nothing_is_wrong_and_nothing_is_left(self, bids, client, tmp_path):
+        checked = runner.check(bids, tmp_path / "out", config(), client=client)
+        lines = lines_of(checked)
+        assert set(lines) == {
+            "workers", "versions", "GPUs", "network", "inputs", "output", "memory", "disks", "time",
+        }  # fmt: skip
+        assert {line.state for line in checked.checks} == {"ok"}
+        assert lines["workers"].found == "2 with 2 threads"
+        assert "for up to 4 scans of about 40 slices" in lines["time"].found
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_a_run_tells_it_before_it_begins(self, bids, client, tmp_path):
+        events = []
+        ff.run(bids, tmp_path / "out", config("average"), client=client, on_event=events.append)
+        names = [type(event).__name__ for event in events]
+        assert names[:3] == ["Planned", "Started", "Preflight"]
+
+    def test_weights_that_change_after_they_were_found(self, bids, client, tmp_path):
+        """Every worker reads the file itself, and the run stops before anything is attempted."""
+        path = tmp_path / "vgg19-mine.safetensors"
+        save_file(random_state(1), path)
+        how = config(weights=str(path))
+        found = graph.make_recipe(how.method)
+        save_file(random_state(2), path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph, "make_recipe", lambda *_, **__: found)
+            with pytest.raises(ClusterError, match=r"network: .*vgg19-mine\.safetensors") as error:
+                ff.run(bids, tmp_path / "out", how, client=client)
+        assert "weights stage" in str(error.value)
+        assert not (tmp_path / "out" / "scans").exists()
+
+    def test_slices_too_small_for_the_network_are_no_fault_of_the_cluster(self, client, tmp_path):
+        write_cohort(tmp_path / "bids", shape=(16, 16, 16))
+        how = config(taps=("relu5_4",))
+        report = ff.run(tmp_path / "bids", tmp_path / "out", how, client=client)
+        assert len(report.failed) == 4
+        assert "too small for the taps" in report.failed[0].reason
+
+    def test_on_the_command_line(self, bids, tmp_path, client):
+        result = CliRunner().invoke(
+            main,
+            ["run", str(bids), str(tmp_path / "out"), "--method", "dwt-max", "--preflight",
+             "--cluster", client.scheduler.address],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert "written by every worker" in result.output
+        assert not (tmp_path / "out" / "scans").exists()
+
+    def test_the_table_reads_well(self, bids, client, tmp_path):
+        checked = runner.check(bids, tmp_path / "out", config(), client=client)
+        console = Console(record=True, width=100, file=io.StringIO())
+        Display(config().method, console, bar=False).show(checked)
+        shown = console.export_text()
+        assert shown.count("ok     ") == len(checked.checks)
+
+
+@pytest.fixture
+def crew():
+    with crew_of_a_scheduler() as crew:
+        yield crew
+
+
+def test_a_worker_without_fusionflow(crew, bids, tmp_path):
+    package = tmp_path / "elsewhere" / "fusionflow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ModuleNotFoundError('No module named fusionflow')")
+    crew.hire("bare", gpu=False, PYTHONPATH=str(package.parent))
+    crew.wait(1)
+    with pytest.raises(ClusterError, match="No module named fusionflow") as error:
+        ff.run(bids, tmp_path / "out", config("average"), client=crew.client)
+    assert "Install the same fusionflow on every worker" in str(error.value)
+    assert not (tmp_path / "out" / "scans").exists()
+
+
+def test_a_worker_that_does_not_see_the_files(crew, bids, tmp_path):
+    """One whose machine has another disk mounted there: a mount namespace of its own."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    out = tmp_path / "out"
+    out.mkdir()
+    hide = f"mount -t tmpfs none '{bids}' && mount -t tmpfs none '{out}' && exec \"$@\""
+    crew.hire("here", gpu=False)
+    crew.hire("elsewhere", gpu=False, before=["unshare", "-m", "sh", "-c", hide, "sh"])
+    crew.wait(2)
+    checked = runner.check(bids, out, config("average"), client=crew.client)
+    lines = lines_of(checked)
+    assert {name for name, line in lines.items() if line.state == "fails"} == {"inputs", "output"}
+    assert "is not seen" in lines["inputs"].found
+    assert lines["output"].found.count("tcp://") == 1
+    with pytest.raises(ClusterError, match="Mount the input under the same path"):
+        ff.run(bids, out, config("average"), client=crew.client)
+    assert not (out / "scans").exists()
+
+
+def test_a_worker_of_another_version(crew, bids, tmp_path):
+    lies = tmp_path / "lies"
+    lies.mkdir()
+    (lies / "sitecustomize.py").write_text(
+        "from importlib import metadata\n"
+        "true = metadata.version\n"
+        "metadata.version = lambda name: '0.0.1' if name == 'fusionflow' else true(name)\n"
+    )
+    crew.hire("older", gpu=False, PYTHONPATH=os.pathsep.join([str(lies)]))
+    crew.wait(1)
+    with pytest.raises(ClusterError, match=r"versions: fusionflow 0\.0\.1, here"):
+        ff.run(bids, tmp_path / "out", config("average"), client=crew.client)
