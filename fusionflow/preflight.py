@@ -198,17 +198,24 @@ def _answers(
 ) -> tuple[dict[str, Facts], dict[str, str], set[str]]:
     """Return what workers answered, what went wrong on others, and who said nothing."""
     until = time.monotonic() + _ANSWER
-    while waiting := [future for future in asked.values() if not future.done()]:
-        left = until - time.monotonic()
-        if left <= 0:
+    left: dict[str, str] = {}
+    while waiting := [
+        future for address, future in asked.items() if address not in left and not future.done()
+    ]:
+        seconds = until - time.monotonic()
+        if seconds <= 0:
             break
         with contextlib.suppress(TimeoutError):
-            distributed.wait(waiting, timeout=min(left, _LOOK))
-        there = workers_of(client)  # one that leaves is no fault of the run
-        asked = {address: future for address, future in asked.items() if address in there}
+            distributed.wait(waiting, timeout=min(seconds, _LOOK))
+        there = workers_of(client)
+        if gone := asked.keys() - there.keys() - left.keys():
+            left |= dict.fromkeys(gone, "it went away when it was asked, and its log says why")
+            client.cancel([asked[address] for address in gone], force=True)
     facts: dict[str, Facts] = {}
-    wrong: dict[str, str] = {}
+    wrong = dict(left)
     for address, future in asked.items():
+        if address in left:
+            continue
         if future.status == "finished":
             facts[address] = future.result()
         elif future.status == "error":

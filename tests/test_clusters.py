@@ -136,8 +136,8 @@ class TestPlainTcp:
 @contextlib.contextmanager
 def cluster_at(host, **options):
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, host=host, dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL, **options,
+        n_workers=1, threads_per_worker=1, processes=False, host=host,
+        dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL, **options,
     ) as cluster:  # fmt: skip
         yield cluster
 

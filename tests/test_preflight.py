@@ -240,7 +240,7 @@ def test_a_worker_without_fusionflow(crew, bids, tmp_path):
     (package / "__init__.py").write_text("raise ModuleNotFoundError('No module named fusionflow')")
     crew.hire("bare", gpu=False, PYTHONPATH=str(package.parent))
     crew.wait(1)
-    with pytest.raises(ClusterError, match="No module named fusionflow") as error:
+    with pytest.raises(ClusterError, match="it went away when it was asked") as error:
         ff.run(bids, tmp_path / "out", config("average"), client=crew.client)
     assert "Install the same fusionflow on every worker" in str(error.value)
     assert not (tmp_path / "out" / "scans").exists()
