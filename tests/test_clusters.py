@@ -191,3 +191,27 @@ class TestRealSchedulers:
         monkeypatch.setattr(clusters, "_PATIENCE", 1)
         with pytest.raises((ClusterError, ConfigurationError)):
             connect(address)
+
+
+class TestLocalWorkers:
+    @pytest.mark.parametrize(
+        ("cores", "gigabytes", "threads", "workers"),
+        [
+            (16, 64, 1, 16),  # one a core
+            (16, 64, 4, 4),  # whose tasks or networks use several
+            (16, 9, 1, 4),  # no more than memory is for
+            (2, 1, 1, 1), (2, 64, 8, 1),  # one at least
+        ],
+    )  # fmt: skip
+    def test_follow_cores_and_memory(self, monkeypatch, cores, gigabytes, threads, workers):
+        monkeypatch.setattr(clusters, "available_cores", lambda: cores)
+        assert clusters.local_workers(gigabytes * 1e9, threads) == workers
+
+    def test_leave_no_core_to_two_threads(self):
+        """Threads of a method's network count: workers x tasks x threads are the cores at most."""
+        memory = int(8e9)
+        for torch_threads in (1, clusters.available_cores()):
+            options = ClusterOptions(memory_mb=memory // 10**6)
+            with clusters.connect(options, torch_threads=torch_threads) as client:
+                busy = sum(client.nthreads().values()) * torch_threads
+            assert busy <= clusters.available_cores()
