@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import zarr
 from distributed import Scheduler, SchedulerPlugin
-from measure import Result, in_turn, options, seconds, shown, spread
+from measure import Cell, Result, in_turn, options, seconds, shown, spread
 from volumes import AS_IN_HEADER, one_thread_a_process, tiny_cohort
 
 import fusionflow as ff
@@ -140,11 +140,7 @@ def slope(given: Namespace, workers: int, work: Path, result: Result) -> None:
         ff.run(cohorts["n"], next(outs), CONFIG, participant_labels=["00000"], client=client)
         before = client.run_on_scheduler(count_of_tasks)
         found = in_turn(
-            {
-                "n": lambda: run(cohorts["n"]),
-                "2n": lambda: run(cohorts["2n"]),
-                "files": files,
-            },
+            {"n": lambda: run(cohorts["n"]), "2n": lambda: run(cohorts["2n"]), "files": files},
             given.repeats,
             warm_up=False,
         )
@@ -153,35 +149,27 @@ def slope(given: Namespace, workers: int, work: Path, result: Result) -> None:
     total = [to_ms * (two - one) for one, two in zip(found["n"], found["2n"], strict=True)]
     alone = [to_ms * value for value in found["files"]]
     fused = [record for report in reports for record in report.fused]
-    rest = [one - other for one, other in zip(total, alone, strict=True)]
-    tasks_each = tasks / len(fused)
     told = f"{workers} worker{'s' if workers > 1 else ''}"
     result.figures[f"{told}: ms a scan"] = spread(total)
-    result.figures["reading and writing alone, ms a scan"] = spread(alone)
-    result.figures["Dask tasks a scan"] = tasks_each
-    what = f"{told}: overhead a scan, ms (all less reading and writing)"
+    result.figures["Dask tasks a scan"] = each = tasks / len(fused)
+    rows: list[list[Cell]] = [[f"all: slope, {given.scans} to {2 * given.scans}", spread(total)]]
     if workers == 1:
-        result.goal(what, spread(rest), 60)
-    else:
-        result.figures[what] = spread(rest)
-    stages = {
-        name: 1000 * statistics.mean(record.timings[name] for record in fused)
-        for name in fused[0].timings
-    }
-    title = f"{told}: ms a scan of {given.side}³ voxels, `average`, {shown(tasks_each)} Dask tasks"
-    others = [value - sum(stages.values()) for value in total]
-    result.table(
-        title,
-        ["", "ms"],
-        [
-            [f"all: slope from {given.scans} to {2 * given.scans} scans", spread(total)],
-            ["reading and writing its arrays and files, alone in one process", spread(alone)],
-            *([f"of it: {name}", spread([to_ms * part[name] for part in parts])] for name in FILES),
-            ["the difference: overhead", spread(rest)],
-            *([f"in tasks: {name}", value] for name, value in stages.items()),
-            ["all less these: Dask, metrics, slabs, ledger, publishing", spread(others)],
-        ],
-    )
+        rest = [one - other for one, other in zip(total, alone, strict=True)]
+        result.figures["reading and writing alone, ms a scan"] = spread(alone)
+        result.goal("overhead a scan, ms (all less reading and writing)", spread(rest), 60)
+        rows.append(["reading and writing its arrays and files, alone", spread(alone)])
+        for name in FILES:
+            rows.append([f"of it: {name}", spread([to_ms * part[name] for part in parts])])
+        rows.append(["the difference: overhead", spread(rest)])
+        inside = 0.0
+        for name in fused[0].timings:
+            value = 1000 * statistics.mean(record.timings[name] for record in fused)
+            inside += value
+            rows.append([f"in tasks, by the records: {name}", value])
+        others = spread([value - inside for value in total])
+        rows.append(["all less these: Dask, metrics, slabs, ledger, publishing", others])
+    title = f"{told}: ms a scan of {given.side}³ voxels, `average`, {shown(each)} Dask tasks"
+    result.table(title, ["", "ms"], rows)
 
 
 def opening(given: Namespace, work: Path, result: Result) -> None:
@@ -230,8 +218,8 @@ def main() -> None:
     one_thread_a_process()
     result = Result("per_scan", __doc__ or "", given)
     result.notes.append(
-        "The goal is for one worker: with more, tasks of other scans hide behind each other, while "
-        "reading and writing alone is measured in one process."
+        "The goal is for one worker: with more, scans are made beside each other, while reading "
+        "and writing alone is measured in one process."
     )
     counts = (1,) if given.quick else (1, clusters.available_cores())
     with tempfile.TemporaryDirectory() as folder:
