@@ -74,7 +74,7 @@ def thinned(pair: Pair, slices: int, folder: Path) -> Pair:
     step = max(1, mri.shape[2] // slices) if slices else 1
     if step == 1:
         return pair
-    cut = Pair(f"{pair.name}, every {step}th slice", folder / "T1w.nii.gz", folder / "pet.nii.gz")
+    cut = Pair(f"{pair.name}, a slice in {step}", folder / "T1w.nii.gz", folder / "pet.nii.gz")
     on_mri = mri.shape == pet.shape[:3] and np.allclose(mri.affine, pet.affine, atol=1e-3)
     for image, path in ((mri, cut.t1w), (pet, cut.pet)):
         if image is pet and not on_mri:  # it is resampled onto those slices anyway
