@@ -4,14 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+BENCH ?= bench
+DATA ?= ../shared/data
+WEIGHTS ?= ../shared/weights
+BENCHMARKS := naive overhead scaling per_scan memory peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults check format clean
+.PHONY: help demo test faults bench bench-smoke check format clean
 
 help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
 	@echo "make faults  the slow tests of all that goes wrong; writes workflows/faults.md"
+	@echo "make bench   how fast, beside what: an hour on a quiet machine; writes $(BENCH)/results.md"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  put the code in house style"
 	@echo "make clean   remove .venv and $(DEMO)"
@@ -25,6 +30,16 @@ test: $(VENV)/.installed-test
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m faults tests
 
+bench: $(VENV)/.installed
+	for name in $(BENCHMARKS); do \
+	  $(BIN)/python workflows/benchmarks/$$name.py \
+	    --out $(BENCH) --data $(DATA) --weights $(WEIGHTS) $(BENCHFLAGS) || exit 1; \
+	done
+	$(BIN)/python workflows/benchmarks/page.py $(BENCH)
+
+bench-smoke: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m bench tests
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +50,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) $(BENCH)
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { \
