@@ -389,3 +389,8 @@ def load_trunk(weights: Weights, taps: Sequence[str], device: str = "cpu") -> Tr
     """
     key = (f"{weights.backbone}:{weights.identity}", tuple(sorted(taps)), device)
     return _trunks.get(key, lambda: build_trunk(weights, taps).to(device))
+
+
+def trunks_made() -> int:
+    """Return how many trunks `load_trunk` has made in this process."""
+    return _trunks.made

@@ -23,6 +23,7 @@ from fusionflow.backbones import (
     load_trunk,
     named_backbone,
     resolve_weights,
+    trunks_made,
 )
 from fusionflow.config import Method
 from fusionflow.device import (
@@ -236,6 +237,11 @@ def load_network(method: Method, weights: Weights, device: str = "cpu") -> None:
         learned.load_model(weights, device)
     else:
         load_trunk(weights, method.taps, device)
+
+
+def networks_made() -> int:
+    """Return how many networks this process has read or drawn so far; one each, if all is well."""
+    return trunks_made() + learned.models_made()
 
 
 def fuse_subbands(

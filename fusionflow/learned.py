@@ -55,6 +55,7 @@ from fusionflow.weights import (
 __all__ = [
     "find_model",
     "load_model",
+    "models_made",
     "read_card",
     "read_model",
     "shipped",
@@ -279,6 +280,11 @@ def load_model(weights: Weights, device: str = "cpu") -> FusionNet:
         return read_model(unchanged(weights)).to(device)
 
     return _nets.get((weights.identity, device), read)
+
+
+def models_made() -> int:
+    """Return how many models `load_model` has read in this process."""
+    return _nets.made
 
 
 def weigh(
