@@ -21,8 +21,14 @@ logger = logging.getLogger(__name__)
 #: back to the system, which clears them page by page each time. A GPU has enough to do only with
 #: more, and room for it.
 _MOST_PIXELS: Final = {"cpu": 1 << 16, "cuda": 1 << 21}
-#: How allocators that raise no `torch.OutOfMemoryError` say that there is no memory.
-_NO_MEMORY: Final = ("DefaultCPUAllocator", "ALLOC_FAILED", "CUDA error: out of memory")
+#: How those say that there is no memory who raise no `torch.OutOfMemoryError`: torch's allocator on
+#: a processor, CUDA's libraries, CUDA itself, and oneDNN, which finds no room for its code.
+_NO_MEMORY: Final = (
+    "DefaultCPUAllocator",
+    "ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "could not create a primitive",
+)
 
 
 def kind_of(device: str) -> str:
@@ -142,7 +148,8 @@ class Batch:
             rest = count - start
             step = math.ceil(rest / math.ceil(rest / max(1, at_once // images)))
             part = slice(start, start + step)
-            if _fits(forward, part):
+            refusal = _refusal(forward, part)
+            if refusal is None:
                 start += step
                 continue
             # Here, outside the handler, nothing refers to the frames that held the features.
@@ -151,23 +158,33 @@ class Batch:
             if at_once == 1:
                 raise DeviceMemoryError(
                     f"The memory of {self.device} does not hold the features of one band of "
-                    f"{shape[0]} x {shape[1]} coefficients",
+                    f"{shape[0]} x {shape[1]} coefficients ({refusal})",
                     "Run fewer tasks beside it, give it more memory, or take another device",
                 )
             self._most = self.halved = at_once // 2
             logger.warning(
-                "out of memory on %s: from here %d images at a time", self.device, self.halved
+                "out of memory on %s, from here %d images at a time: %s",
+                self.device,
+                self.halved,
+                refusal,
             )
 
 
-def _fits(forward: Callable[[slice], None], part: slice) -> bool:
-    """Call `forward`, and tell whether memory was enough for it."""
+def _refusal(forward: Callable[[slice], None], part: slice) -> str | None:
+    """Call `forward`, and return what is said if memory was not enough for it.
+
+    Not the exception, whose frames hold the features.
+    """
     try:
         forward(part)
-    except torch.OutOfMemoryError:
-        return False
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _first_line(error)
     except RuntimeError as error:
         if not any(text in str(error) for text in _NO_MEMORY):
             raise
-        return False
-    return True
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -23,6 +25,44 @@ from fusionflow.io.scans import Scan
 from fusionflow.transform import decompose
 
 ZERO_SHOT, LEARNED = METHODS["dwt-vgg19-l1"], METHODS["dwt-vgg19"]
+#: Fuses in address spaces that hold little more than what there is, and prints what comes of it.
+CRAMPED = """
+import resource, sys
+import numpy as np
+from fusionflow.config import METHODS
+from fusionflow.device import Batch
+from fusionflow.errors import DeviceMemoryError
+from fusionflow.fusion import find_weights, fuse_subbands
+from fusionflow.transform import decompose
+
+method = METHODS[sys.argv[1]].model_copy(update={"weights": sys.argv[2]})
+weights = find_weights(method)
+draw = np.random.default_rng(0)
+sources = [
+    decompose(draw.random((8, 120, 120), np.float32), method.transform) for _ in range(2)
+]
+
+def fused(batch=None):
+    return np.stack([band for *_, band in fuse_subbands(*sources, method, weights, batch).bands()])
+
+small = [source.with_bands(band[:2, :32, :32] for *_, band in source.bands()) for source in sources]
+fuse_subbands(*small, method, weights)  # libraries are read at the first use
+found = []
+for room in (12, 24, 36):
+    with open("/proc/self/statm") as stream:
+        there = int(stream.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (there + (room << 20), resource.RLIM_INFINITY))
+    batch = Batch(method)
+    try:
+        found.append(fused(batch))
+    except DeviceMemoryError:
+        pass
+    if batch.halved is not None:
+        print("halved")
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+whole = fused()
+print("same" if all(np.array_equal(item, whole) for item in found) else "other bits")
+"""
 RULES = pytest.mark.parametrize("method", [ZERO_SHOT, LEARNED], ids=lambda method: method.rule)
 
 
@@ -43,6 +83,10 @@ def no_memory_of_a_gpu():
 
 def no_memory_of_the_processor():
     torch.empty(1 << 56, dtype=torch.uint8)  # the real message of the real allocator
+
+
+def no_memory_of_onednn():
+    raise RuntimeError("could not create a primitive")
 
 
 @pytest.fixture
@@ -110,8 +154,14 @@ class TestBatch:
 
 class TestOutOfMemory:
     @RULES
-    @pytest.mark.parametrize("refuse", [no_memory_of_a_gpu, no_memory_of_the_processor])
-    @pytest.mark.parametrize("most", [7, 2])
+    @pytest.mark.parametrize(
+        ("most", "refuse"),
+        [
+            (7, no_memory_of_a_gpu),
+            (2, no_memory_of_the_processor),
+            (2, no_memory_of_onednn),
+        ],
+    )
     def test_fewer_images_at_a_time_give_the_same_bits(
         self, method, refuse, most, short_of_memory, caplog
     ):
@@ -145,6 +195,19 @@ class TestOutOfMemory:
         assert isinstance(caught.value, FusionflowError | MemoryError)
         assert "fewer tasks" in caught.value.mend
         assert "another device" in caught.value.mend
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems limit no address space")
+    @pytest.mark.parametrize(
+        ("name", "weights"), [("dwt-vgg19-l1", "random:0"), ("dwt-vgg19", "auto")]
+    )
+    def test_a_process_that_really_has_no_more(self, name, weights):
+        """Whatever library finds out, the batch is halved, and what is fused has the same bits."""
+        done = subprocess.run(
+            [sys.executable, "-c", CRAMPED, name, weights], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "halved" in done.stdout
+        assert done.stdout.endswith("same\n")
 
     def test_the_record_says_so(self, phantom_bids, tmp_path, short_of_memory):
         scan: Scan = discover(phantom_bids).scans[0]
