@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Final, TypeVar
 
 import torch
 import torchvision
@@ -20,6 +21,8 @@ from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.kept import Kept
 from fusionflow.plugins import plugin, plugin_names
 from fusionflow.weights import Normalisation, Weights, checked_state, find_weights, read_state
+
+T = TypeVar("T")
 
 #: Entry points of other packages: objects of `Backbone`.
 _GROUP = "fusionflow.backbones"
@@ -184,8 +187,10 @@ def check_size(backbone_name: str, taps: tuple[str, ...], shape: tuple[int, int]
         ) from error
 
 
-#: Sizes of images without content whose features a trunk keeps.
-_MOST_KEPT = 8
+#: Bytes of what a trunk keeps for images of some sizes.
+_MOST_KEPT: Final = 1 << 28
+#: Pixels of an image beyond which `fusionflow.device` lets all images go through one by one.
+_LARGE: Final = 1 << 15
 
 
 class Trunk(nn.Module):
@@ -208,8 +213,9 @@ class Trunk(nn.Module):
         first, *rest = layers
         if not isinstance(first, nn.Conv2d) or first.in_channels != 3:
             raise TypeError("a trunk begins with a convolution of three channels")
-        self._taps = tuple(taps)
-        self._nothing: dict[tuple[int, int, float, bool], list[torch.Tensor]] = {}
+        self._taps = frozenset(taps)
+        #: What depends on the size of an image alone, for as long as no weight changes.
+        self._maps: dict[tuple[int, int, bool, float | None], list[torch.Tensor]] = {}
         mean = torch.tensor(normalisation.mean).view(1, 3, 1, 1)
         std = torch.tensor(normalisation.std).view(1, 3, 1, 1)
         weight = first.weight.detach() / std
@@ -226,24 +232,39 @@ class Trunk(nn.Module):
         self.eval()
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def tap_count(self) -> int:
+        """How many layers are read."""
+        return len(self._taps)
+
     def of_nothing(self, rows: int, columns: int, value: float) -> list[torch.Tensor]:
         """Return what `forward` reads from one image of that value everywhere.
 
         It is kept: all slices of a cohort have few sizes.
         """
-        bfloat16 = torch.is_autocast_enabled(self.bias.device.type)
-        key = (rows, columns, value, bfloat16)
-        if key not in self._nothing:
-            if len(self._nothing) >= _MOST_KEPT:
-                self._nothing.clear()
-            image = self.bias.new_full((1, 1, rows, columns), value)
-            self._nothing[key] = self(image)
-        return self._nothing[key]
+        image = self.bias.new_full((1, 1, rows, columns), value)
+        return self._kept(rows, columns, value, lambda: self(image))
 
     def bias_map(self, rows: int, columns: int) -> torch.Tensor:
         """Return what the first layer adds to an image of that size, (1, channels, y', x')."""
         ones = self.grey_weight.new_ones((1, 1, rows, columns))
         return functional.conv2d(ones, self.shift_weight, self.bias, self.stride, self.padding)
+
+    def _kept(
+        self, rows: int, columns: int, value: float | None, make: Callable[[], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Return what is kept for a size, or make it."""
+        if self.bias.is_meta or not torch.is_inference_mode_enabled():  # weights may change
+            return make()
+        key = (rows, columns, torch.is_autocast_enabled(self.bias.device.type), value)
+        found = self._maps.get(key)
+        if found is None:
+            found = make()
+            kept = [found, *list(self._maps.values())]
+            if sum(item.nbytes for maps in kept for item in maps) > _MOST_KEPT:
+                self._maps.clear()
+            self._maps[key] = found
+        return found
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Read the taps.
@@ -258,18 +279,36 @@ class Trunk(nn.Module):
         list of Tensor
             (n, channels, y', x') for each tap, in the order of the layers.
         """
-        if len(images) == 1:
-            # Convolutions of one image take another path, with other last bits, than those of
-            # several: then bits would depend on how slices fall into batches.
-            return [read[:1] for read in self(images.expand(2, -1, -1, -1).contiguous())]
-        features = functional.conv2d(
-            images, self.grey_weight, None, self.stride, self.padding
-        ) + self.bias_map(images.shape[-2], images.shape[-1])
-        read = [features] if 0 in self._taps else []
+        return self.reduced(images, lambda _, features: features)
+
+    def reduced(self, images: torch.Tensor, reduce: Callable[[int, torch.Tensor], T]) -> list[T]:
+        """Read the taps one by one, so that only one holds memory at a time.
+
+        Parameters
+        ----------
+        images : Tensor, (n, 1, y, x) float32
+            As `forward` takes them.
+        reduce : callable
+            Takes the number of a tap and its features, (n, channels, y', x'), which it must leave
+            as they are.
+
+        Returns
+        -------
+        list
+            What `reduce` makes of each tap, in the order of the layers.
+        """
+        count, (rows, columns) = len(images), images.shape[-2:]
+        if count == 1 and rows * columns <= _LARGE and images.device.type == "cpu":
+            # Convolutions of one small image take another path, with other last bits, than those
+            # of several: then bits would depend on how slices fall into batches.
+            images = images.expand(2, -1, -1, -1).contiguous()
+        features = functional.conv2d(images, self.grey_weight, None, self.stride, self.padding)
+        features += self._kept(rows, columns, None, lambda: [self.bias_map(rows, columns)])[0]
+        read = [reduce(0, features[:count])] if 0 in self._taps else []
         for index, layer in enumerate(self.rest, start=1):
             features = layer(features)
             if index in self._taps:
-                read.append(features)
+                read.append(reduce(len(read), features[:count]))
         return read
 
 
@@ -350,3 +389,8 @@ def load_trunk(weights: Weights, taps: Sequence[str], device: str = "cpu") -> Tr
     """
     key = (f"{weights.backbone}:{weights.identity}", tuple(sorted(taps)), device)
     return _trunks.get(key, lambda: build_trunk(weights, taps).to(device))
+
+
+def trunks_made() -> int:
+    """Return how many trunks `load_trunk` has made in this process."""
+    return _trunks.made

@@ -43,11 +43,15 @@ from fusionflow.summary import scan_figures
 
 
 class WrittenShard(NamedTuple):
-    """What is left of slabs once their voxels are in the store."""
+    """What is left of slabs once their voxels are in the store.
+
+    `halved` is the smallest number of band images that a slab came to for lack of memory.
+    """
 
     metrics: tuple[SliceMetrics, ...]
     seconds: Seconds
     devices: frozenset[str]
+    halved: int | None = None
 
 
 def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShard:
@@ -63,7 +67,12 @@ def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShar
         tuple(slab.metrics for slab in slabs),
         _total(slab.seconds for slab in slabs),
         frozenset(slab.device for slab in slabs),
+        _smallest(slab.halved for slab in slabs),
     )
+
+
+def _smallest(halved: Iterable[int | None]) -> int | None:
+    return min((batch for batch in halved if batch is not None), default=None)
 
 
 def _total(parts: Iterable[Seconds]) -> Seconds:
@@ -101,7 +110,18 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
         notes = (*notes, f"The backbone has RANDOM weights ({recipe.weights.identity})")
     stages = _total(shard.seconds for shard in shards)
     seconds = sum(stages)
-    devices = sorted(frozenset().union(*(shard.devices for shard in shards)))
+    software = {
+        **software_versions(),
+        "device": ", ".join(sorted(frozenset().union(*(shard.devices for shard in shards)))),
+    }
+    halved = _smallest(shard.halved for shard in shards)
+    if halved is not None:
+        software["batch"] = str(halved)
+        notes = (
+            *notes,
+            f"Out of memory on {software['device']}: {halved} band images at a time instead of up "
+            f"to {recipe.method.batch}; last bits may differ",
+        )
     try:
         _finish(job, staged, slices, weights, notes)
         flush_tree(job.staging)  # before a record says that it is there
@@ -123,7 +143,7 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
         metrics=scan_figures(slices, seconds),
         seconds=seconds,
         notes=notes,
-        software={**software_versions(), "device": ", ".join(devices)},
+        software=software,
         created=utc_now(),
         run=job.begun.run,
         attempt=job.begun.attempt,

@@ -28,7 +28,7 @@ from fusionflow.frames import parse_frames
 from fusionflow.options import Options, explained, read_options
 
 #: Raised by one whenever the same options would give other voxels or other figures.
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 
 class Wavelet(Options):

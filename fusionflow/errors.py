@@ -19,7 +19,8 @@ and what to do about it::
     │   ├── LockedError                     another run writes it
     │   └── ScanNotFoundError (KeyError)
     ├── ClusterError (RuntimeError)         a cluster that cannot be started or reached
-    └── PlacementError (RuntimeError)       a task on a worker that may not run it
+    ├── PlacementError (RuntimeError)       a task on a worker that may not run it
+    └── DeviceMemoryError (MemoryError)     a slice that does not fit where it is fused
 """
 
 from __future__ import annotations
@@ -116,3 +117,7 @@ class ClusterError(FusionflowError, RuntimeError):
 
 class PlacementError(FusionflowError, RuntimeError):
     """A task that landed on a worker that may not run it."""
+
+
+class DeviceMemoryError(FusionflowError, MemoryError):
+    """A device, or the processor, whose memory does not hold the features of one image."""

@@ -23,8 +23,16 @@ from fusionflow.backbones import (
     load_trunk,
     named_backbone,
     resolve_weights,
+    trunks_made,
 )
 from fusionflow.config import Method
+from fusionflow.device import (
+    Batch,
+    arithmetic,
+    arrived,
+    host_buffer,
+    to_device,
+)
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.plugins import plugin, plugin_names
 from fusionflow.subbands import FloatArray, Subbands
@@ -231,13 +239,17 @@ def load_network(method: Method, weights: Weights, device: str = "cpu") -> None:
         load_trunk(weights, method.taps, device)
 
 
+def networks_made() -> int:
+    """Return how many networks this process has read or drawn so far; one each, if all is well."""
+    return trunks_made() + learned.models_made()
+
+
 def fuse_subbands(
     mri: Subbands,
     pet: Subbands,
     method: Method,
     weights: Weights | None = None,
-    *,
-    device: str = "cpu",
+    batch: Batch | None = None,
 ) -> Subbands:
     """Merge the bands of two stacks of slices.
 
@@ -249,8 +261,9 @@ def fuse_subbands(
         Rule, backbone and taps.
     weights : Weights, optional
         Of the backbone; needed if the rule reads one.
-    device : str
-        Where the backbone runs.
+    batch : Batch, optional
+        Where the backbone runs, and how many images go at a time there; by default on the
+        processor. It tells afterwards whether memory was short.
 
     Returns
     -------
@@ -263,8 +276,11 @@ def fuse_subbands(
         If the sources do not have the same shape, or are too small for the taps.
     ConfigurationError
         If the rule needs weights and there are none.
+    DeviceMemoryError
+        If memory does not hold what the backbone makes of one image.
     """
     rule = named_rule(method.rule)
+    batch = batch or Batch(method)
     if mri.approximation.shape != pet.approximation.shape or mri.shape != pet.shape:
         raise InputError(f"MRI slices of {mri.shape} and PET slices of {pet.shape} do not match")
     if reads_backbone(method):
@@ -273,9 +289,9 @@ def fuse_subbands(
         for _, _, coefficients in mri.bands():
             check_size(weights.backbone, method.taps, coefficients.shape[1:])
     if rule.is_learned and weights is not None:
-        shares = learned.weigh(mri, pet, method, weights, device)
+        shares = learned.weigh(mri, pet, method, weights, batch)
     else:
-        shares = _by_rule(rule, mri, pet, method, weights, device)
+        shares = _by_rule(rule, mri, pet, method, weights, batch)
     # Not pet + w * (mri - pet): with w = 1 this gives the MRI exactly.
     return mri.with_bands(
         w * of_mri + (1 - w) * of_pet
@@ -289,16 +305,16 @@ def _by_rule(
     pet: Subbands,
     method: Method,
     weights: Weights | None,
-    device: str,
+    batch: Batch,
 ) -> list[FloatArray]:
     """Return the MRI's weight in every band, one band after the other."""
     if rule.reads_backbone and weights is not None:
-        trunk = load_trunk(weights, method.taps, device)
+        trunk = load_trunk(weights, method.taps, batch.device)
     shares: list[FloatArray] = []
     for (band, level, of_mri), (_, _, of_pet) in zip(mri.bands(), pet.bands(), strict=True):
         if rule.reads_backbone:
             both = np.concatenate([of_mri, of_pet])
-            active = activity(both, band, level, trunk, method, gain=mri.gain, device=device)
+            active = activity(both, band, level, trunk, method, gain=mri.gain, batch=batch)
             active_mri, active_pet = active[:, : len(of_mri)], active[:, len(of_mri) :]
         else:
             active_mri = active_pet = np.empty((0, *of_mri.shape), np.float32)
@@ -315,14 +331,15 @@ def activity(
     method: Method,
     *,
     gain: float = 2.0,
-    device: str = "cpu",
+    batch: Batch | None = None,
 ) -> FloatArray:
     """Return how much each place of a band has to tell.
 
     The band is shown to the backbone as a picture in which no coefficient is black (band
     ``a``) or middle grey (detail bands, which have both signs). Activity is the mean over
     channels of how far a tap's features lie from those of the picture without coefficients,
-    so nothing gives exactly nothing, at the border too; then the mean over a window.
+    so nothing gives exactly nothing, at the border too; then the mean over a window. Images
+    without coefficients are not shown at all.
 
     Parameters
     ----------
@@ -336,38 +353,44 @@ def activity(
         Gives window, batch and precision.
     gain : float
         By how much a level enlarges the range of coefficients, which is undone here.
-    device : str
-        Where `trunk` is.
+    batch : Batch, optional
+        Where `trunk` is, and how many images go at a time there; on the processor by default.
 
     Returns
     -------
     ndarray, (tap, n, y', x') float32
         Non-negative.
     """
+    batch = batch or Batch(method)
+    count, rows, columns = coefficients.shape
+    shown = np.flatnonzero(coefficients.any(axis=(1, 2)))
+    if len(shown) < count:
+        found = np.zeros((trunk.tap_count, count, rows, columns), np.float32)
+        if len(shown):
+            some = coefficients[shown]
+            found[:, shown] = activity(some, band, level, trunk, method, gain=gain, batch=batch)
+        return found
     empty = 0.0 if band == "a" else 0.5
-    rows, columns = coefficients.shape[1:]
+    scale = gain**-level
     half = method.window // 2
-    out: list[list[torch.Tensor]] = []
-    bfloat16 = method.precision == "bfloat16"
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.split(":", maxsplit=1)[0], torch.bfloat16, enabled=bfloat16),
-    ):
-        blank = trunk.of_nothing(rows, columns, empty)
-        for start in range(0, len(coefficients), method.batch):
-            chunk = coefficients[start : start + method.batch] * np.float32(gain**-level)
-            images = torch.from_numpy(chunk)[:, None].to(device) + empty
-            maps = []
-            for features, nothing in zip(trunk(images), blank, strict=True):
-                l1 = (features - nothing).abs_().mean(1, keepdim=True, dtype=torch.float32)
+    buffer = host_buffer((trunk.tap_count, count, rows, columns), batch.device)
+    with arithmetic(batch.device, method.precision):
+        sent = to_device(coefficients, batch.device)
+
+        def forward(part: slice) -> None:
+            blank = trunk.of_nothing(rows, columns, empty)
+
+            def reduce(index: int, features: torch.Tensor) -> None:
+                l1 = (features - blank[index]).abs_().mean(1, keepdim=True, dtype=torch.float32)
                 local = functional.avg_pool2d(
                     l1, method.window, stride=1, padding=half, count_include_pad=False
                 )
-                maps.append(
-                    functional.interpolate(
-                        local, size=(rows, columns), mode="bilinear", align_corners=False
-                    )[:, 0]
+                full = functional.interpolate(
+                    local, size=(rows, columns), mode="bilinear", align_corners=False
                 )
-            out.append(maps)
-        stacked = torch.stack([torch.cat(tap) for tap in zip(*out, strict=True)])
-    return stacked.cpu().numpy()
+                buffer[index, part].copy_(full[:, 0], non_blocking=True)
+
+            trunk.reduced(sent[part, None] * scale + empty, reduce)
+
+        batch.each(count, (rows, columns), forward)
+    return arrived(buffer, batch.device)

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from fusionflow.backbones import Trunk
 from fusionflow.config import Wavelet
+from fusionflow.device import Batch
 from fusionflow.errors import WeightsError
 from fusionflow.options import Options
 from fusionflow.subbands import DWT_DETAILS
@@ -100,6 +101,7 @@ class Head(nn.Module):
 
     def __init__(self, channels: Sequence[int], seen: int, width: int) -> None:
         super().__init__()
+        self.seen = seen
         #: Which channels of each tap count together as one activity, and how much each does.
         self.reduce = nn.ParameterList(
             torch.rand(seen, count, 1, 1) * (2 / count) for count in channels
@@ -142,9 +144,27 @@ class Head(nn.Module):
             scale = size.clamp(min=max(0.01 * largest, LEAST_SCALE))
             self.get_buffer(f"scale{index}").copy_(scale[:, None, None])
 
+    def together(self, index: int, activity: torch.Tensor) -> torch.Tensor:
+        """Return the activity of a tap's channels, of each group that counts as one.
+
+        Parameters
+        ----------
+        index : int
+            Number of the tap.
+        activity : Tensor, (n, channels, y'', x'') float32
+            Of its channels.
+
+        Returns
+        -------
+        Tensor, (n, seen, y'', x'') float32
+        """
+        weight = self.reduce[index].abs() / self.get_buffer(f"scale{index}")
+        # Not a convolution: torch makes that of few images another way, with other last bits.
+        return functional.linear(activity.movedim(1, -1), weight.flatten(1)).movedim(-1, 1)
+
     def forward(
         self,
-        taps: Sequence[torch.Tensor],
+        seen: Sequence[torch.Tensor],
         mri: torch.Tensor,
         pet: torch.Tensor,
         balance: torch.Tensor,
@@ -153,8 +173,9 @@ class Head(nn.Module):
 
         Parameters
         ----------
-        taps : sequence of Tensor, (n * 2 * 4, channels, y'', x'')
-            Activity in every band of both sources, slice by slice, the MRI's bands first.
+        seen : sequence of Tensor, (n * 2 * 4, seen, y'', x'')
+            What `together` makes of each tap in every band of both sources, slice by slice, the
+            MRI's bands first.
         mri, pet : Tensor, (n, 4, y', x') float32
             Coefficients of bands a, h, v, d, those of a display window in 0..1 (a) and -1..1.
         balance : Tensor, (n,) float32
@@ -171,9 +192,7 @@ class Head(nn.Module):
         bias = torch.logit(balance, _LEAST_BALANCE).view(-1, 1, 1, 1)
         mri, pet = mri.clamp(-_MOST, _MOST), pet.clamp(-_MOST, _MOST)
         inputs = [mri, pet, mri.abs() - pet.abs(), lean.expand(-1, 1, rows, columns)]
-        inputs += [
-            self._shares(index, activity, (rows, columns)) for index, activity in enumerate(taps)
-        ]
+        inputs += [self._shares(activity, (rows, columns)) for activity in seen]
         logits = self.mix(torch.cat(inputs, dim=1))
         firmness = self.firmness * self.firmness.new_tensor(_FIRMNESS)
         logits = logits + firmness.view(1, -1, 1, 1) * larger
@@ -181,13 +200,11 @@ class Head(nn.Module):
         towards = lean.abs() ** _ENDS
         return (1 - towards) * weights + towards * (lean > 0)
 
-    def _shares(self, index: int, activity: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    @staticmethod
+    def _shares(activity: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
         """Return the MRI's share of the activity at a tap, -1 (none) to 1 (all)."""
-        weight = self.reduce[index].abs() / self.get_buffer(f"scale{index}")
-        together = functional.interpolate(
-            functional.conv2d(activity, weight), size=shape, mode="bilinear"
-        )
-        mri, pet = together.unflatten(0, (-1, 2, len(BANDS))).unbind(dim=1)
+        full = functional.interpolate(activity, size=shape, mode="bilinear")
+        mri, pet = full.unflatten(0, (-1, 2, len(BANDS))).unbind(dim=1)
         return ((mri - pet) / (mri + pet + _LEAST_ACTIVITY)).flatten(1, 2)
 
 
@@ -259,28 +276,68 @@ class FusionNet(nn.Module):
         """
         if self.trunk is None:
             return []
-        contrast = mri.new_tensor(_CONTRAST).view(1, 1, -1, 1, 1)
-        empty = mri.new_tensor(_EMPTY).view(1, 1, -1, 1, 1)
-        images = (torch.stack([mri, pet], dim=1) * (contrast / _GAIN)).clamp(-_MOST, _MOST)
+        images, empty = _shown(mri, pet), mri.new_tensor(_EMPTY).view(1, 1, -1, 1, 1)
+        blank = empty.view(-1, 1, 1, 1).expand(-1, 1, *mri.shape[-2:]).contiguous()
         with (
             torch.set_grad_enabled(trained_trunk),
             torch.autocast(mri.device.type, torch.bfloat16, enabled=bfloat16),
         ):
             taps = self.trunk((images + empty).flatten(0, 2)[:, None])
-            nothing = self._of_nothing(mri.shape[-2], mri.shape[-1])
+            nothing = self.trunk(blank)
         return [
-            (tap.float().unflatten(0, (-1, len(BANDS))) - blank.float()).abs().flatten(0, 1)
-            for tap, blank in zip(taps, nothing, strict=True)
+            (tap.float().unflatten(0, (-1, len(BANDS))) - none.float()).abs().flatten(0, 1)
+            for tap, none in zip(taps, nothing, strict=True)
         ]
 
-    def _of_nothing(self, rows: int, columns: int) -> list[torch.Tensor]:
-        """Return what the taps see of empty bands, (4, channels, y'', x'') each."""
-        assert self.trunk is not None
-        if torch.is_inference_mode_enabled():  # nothing changes any more
-            maps = [self.trunk.of_nothing(rows, columns, value) for value in _EMPTY]
-            return [torch.cat(tap) for tap in zip(*maps, strict=True)]
-        blank = self.trunk.bias.new_tensor(_EMPTY).view(-1, 1, 1, 1)
-        return self.trunk(blank.expand(-1, 1, rows, columns).contiguous())
+    @torch.inference_mode()
+    def look(
+        self, mri: torch.Tensor, pet: torch.Tensor, nonzero: Sequence[int], batch: Batch
+    ) -> list[torch.Tensor]:
+        """Return what the head sees of the taps, tap by tap and few images at a time.
+
+        The same as `read` and then `Head.together`, in less memory.
+
+        Parameters
+        ----------
+        mri, pet : Tensor, (n, 4, y', x') float32
+            As `read` takes them.
+        nonzero : sequence of int
+            Which of the n * 2 * 4 images, slice by slice and the MRI's bands first, hold anything;
+            the others are not shown to the backbone.
+        batch : Batch
+            How many images go at a time.
+
+        Returns
+        -------
+        list of Tensor, (n * 2 * 4, seen, y'', x'') float32
+        """
+        trunk, head = self.trunk, self.head
+        if trunk is None:
+            return []
+        images = _shown(mri, pet).flatten(0, 2)
+        rows, columns = images.shape[-2:]
+        seen = [
+            torch.zeros((len(images), *tap.shape[-2:], head.seen), device=tap.device).movedim(-1, 1)
+            for tap in trunk.of_nothing(rows, columns, _EMPTY[0])
+        ]
+        for empty in sorted(set(_EMPTY)):
+            blank = trunk.of_nothing(rows, columns, empty)
+            alike = [index for index in nonzero if _EMPTY[index % len(BANDS)] == empty]
+            for part in batch.spans(len(alike), rows * columns):
+                chosen = alike[part]
+
+                def reduce(
+                    index: int,
+                    features: torch.Tensor,
+                    blank: list[torch.Tensor] = blank,
+                    chosen: list[int] = chosen,
+                ) -> None:
+                    activity = (features.float() - blank[index].float()).abs_()
+                    with torch.autocast(activity.device.type, enabled=False):
+                        seen[index][chosen] = head.together(index, activity)
+
+                trunk.reduced(images[chosen][:, None] + empty, reduce)
+        return seen
 
     def weigh(
         self,
@@ -290,14 +347,31 @@ class FusionNet(nn.Module):
         balance: torch.Tensor,
     ) -> torch.Tensor:
         """Return the MRI's weight for every coefficient, from what `read` gave."""
-        weights: torch.Tensor = self.head(taps, mri / _GAIN, pet / _GAIN, balance)
+        seen = [self.head.together(index, activity) for index, activity in enumerate(taps)]
+        return self.weigh_seen(seen, mri, pet, balance)
+
+    def weigh_seen(
+        self,
+        seen: Sequence[torch.Tensor],
+        mri: torch.Tensor,
+        pet: torch.Tensor,
+        balance: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the MRI's weight for every coefficient, from what `look` gave."""
+        weights: torch.Tensor = self.head(seen, mri / _GAIN, pet / _GAIN, balance)
         return weights
+
+
+def _shown(mri: torch.Tensor, pet: torch.Tensor) -> torch.Tensor:
+    """Return the bands as they are shown, but for the grey of an empty one: (n, 2, 4, y', x')."""
+    contrast = mri.new_tensor(_CONTRAST).view(1, 1, -1, 1, 1)
+    return (torch.stack([mri, pet], dim=1) * (contrast / _GAIN)).clamp(-_MOST, _MOST)
 
 
 def tap_channels(trunk: Trunk) -> list[int]:
     """Return the number of channels of every tap."""
     image = trunk.bias.new_zeros((2, 1, 64, 64))
-    with torch.inference_mode():
+    with torch.no_grad():
         return [tap.shape[1] for tap in trunk(image)]
 
 

@@ -7,12 +7,13 @@ they are and where they come from (`fusionflow.fusion_net.ModelCard`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from torch import nn
 
 from fusionflow.backbones import empty_trunk
 from fusionflow.config import Method
+from fusionflow.device import Batch, arithmetic, arrived, host_buffer, to_device
 from fusionflow.errors import (
     ChecksumError,
     ConfigurationError,
@@ -53,6 +55,7 @@ from fusionflow.weights import (
 __all__ = [
     "find_model",
     "load_model",
+    "models_made",
     "read_card",
     "read_model",
     "shipped",
@@ -65,6 +68,8 @@ MODELS: Final = Path(__file__).with_name("models")
 #: What the header of a model file is kept under.
 _CARD: Final = "fusionflow"
 _MOST_CHANNELS: Final = 512
+#: Of a slice: every band of both sources.
+_IMAGES: Final = 2 * len(BANDS)
 #: The models of this process.
 _nets: Kept[FusionNet] = Kept()
 
@@ -277,8 +282,13 @@ def load_model(weights: Weights, device: str = "cpu") -> FusionNet:
     return _nets.get((weights.identity, device), read)
 
 
+def models_made() -> int:
+    """Return how many models `load_model` has read in this process."""
+    return _nets.made
+
+
 def weigh(
-    mri: Subbands, pet: Subbands, method: Method, weights: Weights, device: str = "cpu"
+    mri: Subbands, pet: Subbands, method: Method, weights: Weights, batch: Batch | None = None
 ) -> list[FloatArray]:
     """Return the MRI's weight for every coefficient of both sources' bands.
 
@@ -290,32 +300,56 @@ def weigh(
         Gives balance, batch and precision.
     weights : Weights
         The model.
-    device : str
-        Where it runs.
+    batch : Batch, optional
+        Where it runs, and how many images go at a time there; on the processor by default.
 
     Returns
     -------
     list of ndarray, (z, y', x') float32
-        0..1, for bands a, h, v, d.
+        0..1, for bands a, h, v, d; one half in slices without coefficients, which no model sees.
     """
-    net = load_model(weights, device)
-    sources = [
-        torch.from_numpy(np.stack([band for _, _, band in bands.bands()], axis=1))
-        for bands in (mri, pet)
-    ]
-    if not len(sources[0]):
-        return [band.copy() for _, _, band in mri.bands()]
-    step = max(1, method.batch // (2 * len(BANDS)))
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(sources[0]), step):
-            of_mri, of_pet = (s[start : start + step].to(device) for s in sources)
-            count = len(of_mri)
-            taps = net.read(of_mri, of_pet, bfloat16=method.precision == "bfloat16")
-            if count == 1:  # one image takes another path in convolutions, with other last bits
-                taps = [torch.cat([tap, tap]) for tap in taps]
-                of_mri, of_pet = (s.expand(2, -1, -1, -1).contiguous() for s in (of_mri, of_pet))
-            balance = of_mri.new_full((len(of_mri),), method.balance)
-            found.append(net.weigh(taps, of_mri, of_pet, balance)[:count].cpu())
-    together = torch.cat(found).numpy()
-    return [np.ascontiguousarray(together[:, index]) for index in range(len(BANDS))]
+    batch = batch or Batch(method)
+    net = load_model(weights, batch.device)
+    sources = [np.stack([band for _, _, band in bands.bands()], axis=1) for bands in (mri, pet)]
+    shape = sources[0].shape
+    # Which images hold anything, (z, 2, 4).
+    nonzero = np.stack([source.any(axis=(2, 3)) for source in sources], axis=1)
+    shown = np.flatnonzero(nonzero.any(axis=(1, 2)))
+    found = np.full(shape, 0.5, np.float32)
+    if len(shown):
+        if len(shown) < len(found):
+            sources = [source[shown] for source in sources]
+        found[shown] = _weights(net, sources, nonzero[shown], method, batch)
+    return [np.ascontiguousarray(found[:, index]) for index in range(len(BANDS))]
+
+
+def _weights(
+    net: FusionNet,
+    sources: Sequence[FloatArray],
+    nonzero: npt.NDArray[np.bool_],
+    method: Method,
+    batch: Batch,
+) -> FloatArray:
+    """Return the weights for slices (z, 4, y', x') of both sources that are not empty."""
+    buffer = host_buffer(sources[0].shape, batch.device)
+    with arithmetic(batch.device, method.precision):
+        sent = [to_device(source, batch.device) for source in sources]
+
+        def forward(part: slice) -> None:
+            of_mri, of_pet = (source[part] for source in sent)
+            seen = net.look(of_mri, of_pet, np.flatnonzero(nonzero[part]).tolist(), batch)
+            # On a processor one by one: torch makes convolutions of one slice another way, with
+            # other last bits, than those of several, and slices would depend on their neighbours.
+            step = 1 if of_mri.device.type == "cpu" else len(of_mri)
+            for first in range(0, len(of_mri), step):
+                of = slice(first, first + step)
+                images = slice(_IMAGES * of.start, _IMAGES * of.stop)
+                balance = of_mri.new_full((len(of_mri[of]),), method.balance)
+                with torch.autocast(of_mri.device.type, enabled=False):
+                    found = net.weigh_seen(
+                        [tap[images] for tap in seen], of_mri[of], of_pet[of], balance
+                    )
+                buffer[part][of].copy_(found, non_blocking=True)
+
+        batch.each(len(nonzero), sources[0].shape[-2:], forward, images=_IMAGES)
+    return arrived(buffer, batch.device)

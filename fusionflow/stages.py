@@ -23,6 +23,7 @@ import torch
 from fusionflow import schema
 from fusionflow.config import ConformOptions, Method
 from fusionflow.conform import Conformed, conform
+from fusionflow.device import Batch
 from fusionflow.errors import InputChangedError, InputError, StoreError
 from fusionflow.fusion import fuse_subbands, load_network
 from fusionflow.io import store
@@ -128,20 +129,26 @@ class BandsOfBoth(NamedTuple):
 
 
 class FusedBands(NamedTuple):
-    """Fused bands of a slab, and the device they were made on."""
+    """Fused bands of a slab, the device they were made on, and the batch if memory was short."""
 
     bands: Subbands
     seconds: Seconds
     device: str = "cpu"
+    halved: int | None = None
 
 
 class FusedSlab(NamedTuple):
-    """A fused slab (z, y, x) float32, metrics of its slices, and where it was made."""
+    """A fused slab (z, y, x) float32, metrics of its slices, and where it was made.
+
+    `halved` is how many band images went through the network at a time in the end, if memory was
+    short.
+    """
 
     fused: FloatArray
     metrics: SliceMetrics
     seconds: Seconds
     device: str = "cpu"
+    halved: int | None = None
 
 
 def decompose_slab(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> BandsOfBoth:
@@ -168,6 +175,8 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     ------
     PlacementError
         If this must run on a GPU worker and the scheduler was not asked for one.
+    DeviceMemoryError
+        If memory does not hold what the network makes of one image.
     """
     if recipe.needs_gpu:
         require_gpu()
@@ -175,11 +184,12 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     method, weights = recipe.method, recipe.weights
     if weights is not None:
         load_network(method, weights, device)  # once a process, and not fusion time
+    batch = Batch(method, device)
     with torch_threads(method.threads):
         start = time.perf_counter()
-        fused = fuse_subbands(bands.mri, bands.pet, method, weights, device=device)
+        fused = fuse_subbands(bands.mri, bands.pet, method, weights, batch)
         seconds = bands.seconds._replace(fuse=time.perf_counter() - start)
-    return FusedBands(fused, seconds, device)
+    return FusedBands(fused, seconds, device, batch.halved)
 
 
 class _TorchThreads:
@@ -225,7 +235,7 @@ def reconstruct_slab(
     image = reconstruct(fused.bands, recipe.method.transform)
     seconds = fused.seconds._replace(reconstruct=time.perf_counter() - start)
     metrics = slice_metrics(mri, pet, image, mask, region=recipe.region)
-    return FusedSlab(image, metrics, seconds, fused.device)
+    return FusedSlab(image, metrics, seconds, fused.device, fused.halved)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from strategies import (
     stacks_and_wavelets,
 )
 
-from fusionflow.backbones import BACKBONES, load_trunk, resolve_weights
+from fusionflow.backbones import BACKBONES, Trunk, load_trunk, resolve_weights
 from fusionflow.config import METHODS, Method, Wavelet
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.fusion import (
@@ -213,6 +213,33 @@ class TestActivity:
         found = activity(stack, band, 1, self.trunk, VGG19)
         assert not found[:, 2].any()
         assert found[:, [0, 1, 3]].any(axis=(0, 2, 3)).all()
+
+    @pytest.mark.parametrize("band", "ah")
+    def test_places_far_from_anything_have_none_though_the_slice_is_shown(self, band):
+        stack = np.zeros((3, 40, 90), np.float32)
+        stack[:, 20, 10] = 1
+        found = activity(stack, band, 1, self.trunk, VGG19)
+        assert found[..., :30].any()
+        assert not found[..., 50:].any()
+
+    def test_what_is_empty_is_not_shown(self, monkeypatch):
+        """It changes no bit: of the slices around it, or of the fused band."""
+        stack = random_stack(0, (5, 24, 20))
+        whole = activity(stack, "h", 1, self.trunk, VGG19)
+        with torch.inference_mode():
+            self.trunk.of_nothing(24, 20, 0.5)  # read once and kept
+        shown, read = [], Trunk.reduced
+
+        def counted(self, images, reduce):
+            shown.append(len(images))
+            return read(self, images, reduce)
+
+        stack[[0, 3]] = 0
+        monkeypatch.setattr(Trunk, "reduced", counted)
+        found = activity(stack, "h", 1, self.trunk, VGG19)
+        assert sum(shown) == 3
+        assert_array_equal(found[:, [1, 2, 4]], whole[:, [1, 2, 4]])
+        assert not found[:, [0, 3]].any()
 
     @pytest.mark.parametrize("band", "ahvd")
     def test_is_not_negative_and_there_for_every_tap_at_band_size(self, band):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from fusionflow import fusion, fusion_net, learned
 from fusionflow.backbones import build_trunk
 from fusionflow.config import METHODS, Method, Wavelet
+from fusionflow.device import Batch
 from fusionflow.errors import (
     ChecksumError,
     ConfigurationError,
@@ -103,11 +104,40 @@ class TestPromises:
             alone = fuse_slices(slices[0][z : z + 1], slices[1][z : z + 1], recipe)
             np.testing.assert_array_equal(alone[0], together[z])
 
+    @pytest.mark.parametrize("empty", [(0, 1), (1,)])
+    def test_what_is_empty_changes_nothing_around_it(self, model, slices, empty):
+        """An empty source is not shown to the backbone, an empty slice not to the head either."""
+        recipe = make_recipe(method_of(model))
+        whole = fuse_slices(*slices, recipe)
+        less = [source.copy() for source in slices]
+        for source in empty:
+            less[source][[0, 3]] = 0
+        found = fuse_slices(*less, recipe)
+        np.testing.assert_array_equal(found[[1, 2, 4]], whole[[1, 2, 4]])
+        if empty == (0, 1):
+            assert not found[[0, 3]].any()
+
+    def test_an_image_that_is_not_shown_is_seen_as_one_without_anything(self, model, slices):
+        """To the bit: what `look` leaves out is what `read` finds to have no activity."""
+        net = learned.read_model(model)
+        mri, pet = (
+            torch.from_numpy(np.stack([band for _, _, band in bands.bands()], axis=1))[:2]
+            for bands in bands_of(*slices)
+        )
+        pet[0] = 0
+        batch = Batch(method_of(model))
+        shown = net.look(mri, pet, range(16), batch)
+        left_out = net.look(mri, pet, [*range(4), *range(8, 16)], batch)
+        for one, other in zip(shown, left_out, strict=True):
+            assert torch.equal(one, other)
+            assert not one[4:8].any()
+            assert one[:4].any()
+
     def test_batches_change_nothing(self, model, slices):
-        methods = [method_of(model, batch=batch) for batch in (8, 16, 1024)]
+        methods = [method_of(model, batch=batch) for batch in (1, 3, 8, 16, 1024)]
         first, *others = (fuse_slices(*slices, make_recipe(method)) for method in methods)
         for other in others:
-            np.testing.assert_allclose(first, other, atol=1e-6)
+            np.testing.assert_array_equal(first, other)
 
     def test_what_is_brighter_than_any_training_keeps_its_place(self, model, slices):
         """A hot lesion is far beyond the window: it is chosen, and its surroundings as before."""

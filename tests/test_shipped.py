@@ -146,6 +146,18 @@ class TestUse:
         for m, p, fused in zip(mri, pet, along[0.5], strict=True):
             assert sum_of_correlations(m, p, fused) > sum_of_correlations(m, p, (m + p) / 2) + 0.1
 
+    def test_half_the_digits_give_50_db_of_all(self, head):
+        exact, fast = (
+            fuse_slices(
+                *(source[:2] for source in head),
+                make_recipe(METHOD.model_copy(update={"precision": precision})),
+            ).astype(np.float64)
+            for precision in ("float32", "bfloat16")
+        )
+        error = np.square(exact - fast).mean(axis=(1, 2))
+        assert (error > 0).all()
+        assert (10 * np.log10(1 / error) >= 50).all()
+
     @pytest.mark.parametrize("balance", [0.25, 0.5, 0.75])
     def test_a_hot_lesion_without_a_trace_in_the_mri_stays(self, head, balance):
         mri, pet = head[0][:1], head[1][:1] * 0.3
