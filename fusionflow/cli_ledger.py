@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from fusionflow.events import Event
-    from fusionflow.ledger import Index, OutputPaths
+    from fusionflow.index import Index
+    from fusionflow.ledger import OutputPaths
     from fusionflow.survey import Standing, State
 
 _COLOURS = {"failed": "red", "quarantined": "red", "stale": "yellow", "waiting": "yellow"}
@@ -93,8 +94,8 @@ def _topic(event: Event) -> tuple[str, str]:
 
 def _standings(paths: OutputPaths, source: Path | None) -> tuple[Sequence[Standing], str]:
     """Return where scans stand as the last run would see it, and a remark."""
+    from fusionflow.index import gather_index
     from fusionflow.io.inputs import find_scans, recorded_options
-    from fusionflow.ledger import gather_index
     from fusionflow.runlock import living_holder
     from fusionflow.survey import Standing, removed_labels, survey
 
@@ -178,7 +179,8 @@ def status(out_dir: Path, source: Path | None, as_json: bool, verbose: int) -> N
     input, and kept). The method is that of the last run.
     """
     log(verbose)
-    from fusionflow.ledger import OutputPaths, read_index
+    from fusionflow.index import read_index
+    from fusionflow.ledger import OutputPaths
     from fusionflow.runlock import living_holder
 
     paths = OutputPaths(out_dir.absolute())

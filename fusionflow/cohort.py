@@ -14,8 +14,9 @@ import xarray as xr
 import zarr
 
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
+from fusionflow.index import Records, read_index
 from fusionflow.io.files import UNFINISHED, file_sha256, fingerprint, write_bytes
-from fusionflow.ledger import OutputPaths, read_index
+from fusionflow.ledger import OutputPaths
 from fusionflow.methods_text import methods_text
 from fusionflow.records import Attempt, Published
 from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
@@ -50,7 +51,8 @@ class Cohort:
     def __init__(self, root: str | PathLike[str]) -> None:
         self.paths = OutputPaths(Path(root))
         index = read_index(self.paths)
-        self._records = {record.label: record for record in index.published}
+        self._published = index.published
+        self._places = {label: place for place, label in enumerate(index.published.labels)}
         self.failures: tuple[Attempt, ...] = index.failures
         #: Labels of scans that the input no longer had when a run looked last.
         self.removed: tuple[str, ...] = index.removed
@@ -58,24 +60,29 @@ class Cohort:
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels of the fused scans, sorted."""
-        return tuple(self._records)
+        return tuple(self._places)
 
     def __len__(self) -> int:
         """Return the number of fused scans."""
-        return len(self._records)
+        return len(self._places)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the labels."""
-        return iter(self._records)
+        return iter(self._places)
 
     def __contains__(self, label: object) -> bool:
         """Whether a scan is fused."""
-        return label in self._records
+        return label in self._places
 
     def __repr__(self) -> str:
         """Return the folder and the number of scans."""
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"<Cohort {str(self.paths.root)!r}: {len(self)} scans fused{failed}>"
+
+    @property
+    def records(self) -> Records:
+        """How all scans were made, in the order of their labels."""
+        return self._published
 
     def record(self, label: str) -> Published:
         """Return how a scan was made.
@@ -86,7 +93,7 @@ class Cohort:
             If the cohort does not hold it.
         """
         try:
-            return self._records[label]
+            return self._published[self._places[label]]
         except KeyError:
             some = ", ".join(self.labels[:5]) + (", ..." if len(self) > 5 else "")
             raise ScanNotFoundError(
@@ -173,7 +180,7 @@ class Cohort:
     @property
     def metrics(self) -> xr.Dataset:
         """Scan-level figures: a variable for each metric, (scan, source) or (scan)."""
-        return metrics_dataset(list(self._records.values()))
+        return metrics_dataset(self._published)
 
 
 def _same_grid(a: Published, b: Published) -> bool:
@@ -220,7 +227,7 @@ def summarise(cohort: Cohort | str | PathLike[str]) -> xr.DataTree:
     """
     if not isinstance(cohort, Cohort):
         cohort = open_cohort(cohort)
-    return summarise_records([cohort.record(label) for label in cohort])
+    return summarise_records(cohort.records)
 
 
 def write_summary(
@@ -258,9 +265,9 @@ def write_summary(
         return written, dict(written.attrs["left_out"])
     index = read_index(paths)
     failed = {failure.label for failure in index.failures}
-    chosen: list[Published] = []
+    places: list[int] = []
     left_out: dict[str, str] = {}
-    for record in index.published:
+    for place, record in enumerate(index.published):
         if present is not None and record.label not in present:
             left_out[record.label] = "the input no longer has it"
         elif record.label in failed:
@@ -268,7 +275,8 @@ def write_summary(
         elif request not in (None, record.request):
             left_out[record.label] = f"made another way ({record.method.get('name')})"
         else:
-            chosen.append(record)
+            places.append(place)
+    chosen = index.published.chosen(places)
     if not chosen and request is not None:
         return None, left_out
     summary = summarise_records(chosen)

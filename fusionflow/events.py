@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import xarray as xr
 
+from fusionflow.index import Records
 from fusionflow.io.scans import Excluded
 from fusionflow.preflight import Preflight
 from fusionflow.records import Attempt, Published
@@ -129,8 +130,8 @@ class RunReport:
         Its name: when it began, and a token. ``logs/<run>.jsonl`` says more.
     state : {"running", "done", "interrupted", "stopped"}
         How it ended.
-    fused : list of Published
-        Scans that it published.
+    fused : Records
+        Scans that it published, a sequence of `Published`.
     unchanged : list of str
         Labels that were done before.
     failed : list of Attempt
@@ -151,7 +152,7 @@ class RunReport:
 
     run: str = ""
     state: Literal["running", "done", "interrupted", "stopped"] = "running"
-    fused: list[Published] = field(default_factory=list)
+    fused: Records = field(default_factory=Records)
     unchanged: list[str] = field(default_factory=list)
     failed: list[Attempt] = field(default_factory=list)
     quarantined: list[Attempt] = field(default_factory=list)
@@ -185,7 +186,7 @@ class RunReport:
             "run": self.run,
             "state": self.state,
             "counts": self.counts,
-            "fused": [record.label for record in self.fused],
+            "fused": self.fused.labels,
             "failed": [
                 {"label": item.label, "state": item.state, "kind": item.kind, "reason": item.reason}
                 for item in (*self.failed, *self.quarantined)

@@ -3,7 +3,7 @@
 ``scans/<label>/current.json`` names the published version of a scan. Writing it is the only
 commit point: before it, the scan is as it was; after it, everything it names is there and
 complete. ``attempt.json`` beside it says what was tried since. ``index.json`` gathers these
-records for quick opening and can always be rebuilt.
+records (`fusionflow.index`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,6 @@ from fusionflow.io.files import UNFINISHED, discard, read_json, write_json
 from fusionflow.records import Attempt, Published
 
 logger = logging.getLogger(__name__)
-
-INDEX_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -160,102 +158,3 @@ def scan_labels(paths: OutputPaths) -> Iterator[str]:
         with os.scandir(paths.scans) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir())
         yield from (name for name in names if not name.startswith("."))
-
-
-@dataclass(frozen=True)
-class Index:
-    """Records of all scans.
-
-    Attributes
-    ----------
-    published : tuple of Published
-        Sorted by label.
-    failures : tuple of Attempt
-        Sorted by label; a scan can be in both, if its last attempt failed.
-    removed : tuple of str
-        Labels of published scans that the input no longer had when a run looked last.
-    """
-
-    published: tuple[Published, ...]
-    failures: tuple[Attempt, ...]
-    removed: tuple[str, ...] = ()
-
-
-def gather_index(paths: OutputPaths, removed: Collection[str] | None = None) -> Index:
-    """Read the records of all scans.
-
-    Parameters
-    ----------
-    paths : OutputPaths
-        The output folder.
-    removed : collection of str, optional
-        Labels that the input no longer has; by default what the index says.
-    """
-    published, failures = [], []
-    for label in scan_labels(paths):
-        attempt = None
-        try:
-            if (record := read_published(paths, label)) is not None:
-                published.append(record)
-            attempt = read_attempt(paths, label)
-        except StoreError as error:  # one damaged record must not hide the others
-            attempt = Attempt(label, "failed", str(error), type(error).__name__)
-        if attempt is not None and attempt.state != "running":
-            failures.append(attempt)
-    if removed is None:
-        removed = _removed_before(paths)
-    held = {record.label for record in published}
-    return Index(tuple(published), tuple(failures), tuple(sorted(held.intersection(removed))))
-
-
-def _removed_before(paths: OutputPaths) -> list[str]:
-    try:
-        return list((read_json(paths.index) or {}).get("removed", ()))
-    except (StoreError, AttributeError, TypeError):
-        return []
-
-
-def write_index(paths: OutputPaths, removed: Collection[str] | None = None) -> Index:
-    """Gather the records, and replace ``index.json`` if it says something else.
-
-    Parameters
-    ----------
-    paths : OutputPaths
-        The output folder.
-    removed : collection of str, optional
-        As in `gather_index`.
-    """
-    index = gather_index(paths, removed)
-    content = {
-        "index": INDEX_VERSION,
-        "published": [record.to_json() for record in index.published],
-        "failures": [asdict(attempt) for attempt in index.failures],
-        "removed": list(index.removed),
-    }
-    write_json(paths.index, content, indent=None, unless_same=True)
-    return index
-
-
-def read_index(paths: OutputPaths) -> Index:
-    """Return the gathered records, from the scans themselves where there is no good index.
-
-    Raises
-    ------
-    StoreError
-        If the folder holds no output of fusionflow.
-    """
-    try:
-        content = read_json(paths.index)
-        if content is not None and content["index"] == INDEX_VERSION:
-            return Index(
-                tuple(Published.from_json(item) for item in content["published"]),
-                tuple(Attempt.from_json(item) for item in content["failures"]),
-                tuple(map(str, content["removed"])),
-            )
-    except (StoreError, KeyError, TypeError, AttributeError, ValueError) as error:
-        logger.warning("%s cannot be used (%s): the scans are read instead", paths.index, error)
-    if not paths.scans.is_dir():
-        raise StoreError(
-            f"{paths.root} holds no fused cohort", "Make one: fusionflow run BIDS_DIR OUT_DIR"
-        )
-    return gather_index(paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusionflow.errors import NoScansError
@@ -56,21 +57,30 @@ def methods_text(records: Sequence[Published]) -> str:
     """
     if not records:
         raise NoScansError("No scan is fused, so there is nothing to describe")
-    ways: dict[str, list[Published]] = {}
+    ways: dict[str, _Way] = {}
     for record in records:
-        ways.setdefault(record.request, []).append(record)
+        way = ways.setdefault(record.request, _Way(record))
+        way.subjects.add(record.subject)
+        way.done.append(record.conformed)
     cited: set[str] = {"panesar"}
-    paragraphs = [_way(group, cited) for group in ways.values()]
+    paragraphs = [_described(way, cited) for way in ways.values()]
     references = "\n".join(f"- {text}" for key, text in REFERENCES.items() if key in cited)
     return "\n\n".join(["# Methods", *paragraphs, "## References", references]) + "\n"
 
 
-def _way(records: Sequence[Published], cited: set[str]) -> str:
+@dataclass
+class _Way:
+    """Scans that were made in one way: the first, whose they are, how they were prepared."""
+
+    first: Published
+    subjects: set[str] = field(default_factory=set)
+    done: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _described(way: _Way, cited: set[str]) -> str:
     """Describe scans that were made in one way."""
-    first = records[0]
-    method, done = first.method, [record.conformed for record in records]
-    subjects = len({record.subject for record in records})
-    of_whom = f"{_count(subjects, 'subject')} ({_count(len(records), 'scan')})"
+    first, method, done = way.first, way.first.method, way.done
+    of_whom = f"{_count(len(way.subjects), 'subject')} ({_count(len(done), 'scan')})"
     parts = [
         f"PET and T1-weighted MRI of {of_whom} were fused with fusionflow "
         f"{first.software.get('fusionflow', '')}.",

@@ -28,6 +28,7 @@ from fusionflow.events import (
 )
 from fusionflow.flight import Flight
 from fusionflow.history import RunLog, published_line
+from fusionflow.index import write_index
 from fusionflow.io.files import utc_now
 from fusionflow.io.nifti import read_header
 from fusionflow.io.scans import Discovery, Excluded, Scan
@@ -39,7 +40,6 @@ from fusionflow.ledger import (
     scan_labels,
     sweep,
     write_attempt,
-    write_index,
 )
 from fusionflow.preflight import preflight
 from fusionflow.records import Attempt, Published

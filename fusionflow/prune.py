@@ -11,16 +11,11 @@ from pathlib import Path
 
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.history import new_run, read_last_run
+from fusionflow.index import write_index
 from fusionflow.io.derivatives import relative_folder
 from fusionflow.io.files import UNFINISHED, discard, relative_to
 from fusionflow.io.inputs import find_scans, is_manifest, recorded_options
-from fusionflow.ledger import (
-    OutputPaths,
-    read_published,
-    scan_labels,
-    sweep,
-    write_index,
-)
+from fusionflow.ledger import OutputPaths, read_published, scan_labels, sweep
 from fusionflow.records import Published
 from fusionflow.runlock import RunLock
 from fusionflow.survey import removed_labels

@@ -18,11 +18,12 @@ from fusionflow.config import InputOptions, RunConfig
 from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
 from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
+from fusionflow.index import write_index
 from fusionflow.io.derivatives import check_folder, write_dataset_files
 from fusionflow.io.files import utc_now
 from fusionflow.io.inputs import find_scans
 from fusionflow.io.scans import Discovery
-from fusionflow.ledger import OutputPaths, scan_labels, sweep, write_index
+from fusionflow.ledger import OutputPaths, scan_labels, sweep
 from fusionflow.participants import ParticipantLevel, Plan
 from fusionflow.preflight import Preflight, preflight
 from fusionflow.runlock import RunLock, living_holder

@@ -8,7 +8,7 @@ independent, so they are pooled to one figure first, and cohort figures are over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -121,33 +121,28 @@ def metrics_dataset(records: Sequence[Published]) -> xr.Dataset:
         A variable for each metric, (scan, source) or (scan), float64; coordinates ``scan``,
         ``subject``, ``session`` ('' where there is none), ``method``, ``source``.
     """
-    labels = [record.label for record in records]
-
-    def column(metric: Metric, source: str | None) -> list[float]:
-        return [_figure(record.metrics, metric.name, source) for record in records]
-
-    variables: dict[str, Any] = {}
-    for metric in PAIR_METRICS:
-        values = np.array([column(metric, source) for source in SOURCES], np.float64).T
-        values = values.reshape(len(records), len(SOURCES))
-        variables[metric.name] = (("scan", "source"), values, _attributes(metric))
-    for metric in SCAN_METRICS:
-        values = np.array(column(metric, None), np.float64)
-        variables[metric.name] = ("scan", values, _attributes(metric))
-
-    def text(values: Iterable[str]) -> npt.NDArray[np.object_]:
-        return np.array(list(values), dtype=object)
-
-    return xr.Dataset(
-        variables,
-        coords={
-            "scan": ("scan", text(labels)),
-            "source": ("source", text(SOURCES)),
-            "subject": ("scan", text(record.subject for record in records)),
-            "session": ("scan", text(record.session or "" for record in records)),
-            "method": ("scan", text(str(record.method.get("name", "")) for record in records)),
-        },
-    )
+    pair = np.empty((len(PAIR_METRICS), len(records), len(SOURCES)))
+    whole = np.empty((len(SCAN_METRICS), len(records)))
+    names = np.empty((4, len(records)), dtype=object)
+    for place, record in enumerate(records):  # once: each may be read from text on the way
+        for row, metric in enumerate(PAIR_METRICS):
+            pair[row, place] = [_figure(record.metrics, metric.name, item) for item in SOURCES]
+        for row, metric in enumerate(SCAN_METRICS):
+            whole[row, place] = _figure(record.metrics, metric.name, None)
+        method = str(record.method.get("name", ""))
+        names[:, place] = record.label, record.subject, record.session or "", method
+    variables: dict[str, Any] = {
+        metric.name: (("scan", "source"), values, _attributes(metric))
+        for metric, values in zip(PAIR_METRICS, pair, strict=True)
+    }
+    variables |= {
+        metric.name: ("scan", values, _attributes(metric))
+        for metric, values in zip(SCAN_METRICS, whole, strict=True)
+    }
+    columns = zip(("scan", "subject", "session", "method"), names, strict=True)
+    coords: dict[str, Any] = {name: ("scan", values) for name, values in columns}
+    coords["source"] = ("source", np.array(SOURCES, dtype=object))
+    return xr.Dataset(variables, coords=coords)
 
 
 def _figure(metrics: Mapping[str, Any], name: str, source: str | None) -> float:

@@ -17,20 +17,17 @@ from numpy.testing import assert_array_equal
 from strategies import figures, published
 
 from fusionflow.errors import StoreError
+from fusionflow.index import Index, gather_index, read_index, write_index
 from fusionflow.io.files import discard, fingerprint, read_json, write_bytes, write_json
 from fusionflow.ledger import (
-    Index,
     OutputPaths,
-    gather_index,
     publish,
     read_attempt,
-    read_index,
     read_published,
     scan_labels,
     write_attempt,
-    write_index,
 )
-from fusionflow.records import Attempt
+from fusionflow.records import Attempt, Published
 from fusionflow.summary import metrics_dataset
 
 
@@ -220,17 +217,61 @@ class TestIndex:
         assert [failure.label for failure in index.failures] == ["sub-02_ses-01", "sub-03"]
 
     def test_comes_back_as_it_was_written(self, cohort):
-        written = write_index(cohort)
-        assert written == gather_index(cohort) == read_index(cohort)
+        write_index(cohort)
+        assert gather_index(cohort) == read_index(cohort)
+        content = json.loads(cohort.index.read_text())  # others may read it as well
+        assert [item["label"] for item in content["published"]] == list(self.LABELS)
+
+    def test_is_left_alone_where_it_would_say_the_same(self, cohort):
+        write_index(cohort)
+        before = cohort.index.stat()
+        write_index(cohort)
+        assert cohort.index.stat().st_ino == before.st_ino
+        assert not [path for path in cohort.root.iterdir() if path.name.startswith(".")]
+
+    def test_remembers_what_the_input_no_longer_has(self, cohort):
+        write_index(cohort, ["sub-01", "sub-77"])
+        assert read_index(cohort).removed == ("sub-01",)
+        write_index(cohort)
+        assert read_index(cohort).removed == ("sub-01",)
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda data: data[: len(data) // 2],
+            lambda data: data.replace(b"sub-01", b"sub-0X", 1),
+            lambda data: data.replace(b'"index": 2', b'"index": 1'),
+            lambda data: data.replace(b'], "removed"', b'], "removed', 1),
+            lambda data: b"",
+            lambda data: b"[]",
+            lambda data: data[::-1],
+        ],
+    )
+    def test_that_is_damaged_is_not_believed(self, cohort, damage, caplog):
+        write_index(cohort)
+        whole = read_index(cohort)
+        cohort.index.write_bytes(damage(cohort.index.read_bytes()))
+        assert read_index(cohort) == whole
+        assert "the scans are read instead" in caplog.text
+
+    def test_reads_a_record_only_when_it_is_asked_for(self, cohort, monkeypatch):
+        write_index(cohort)
+        monkeypatch.setattr(Published, "from_json", None)
+        index = read_index(cohort)
+        assert index.published.labels == list(self.LABELS)
+        with pytest.raises(StoreError, match=r"Remove index\.json"):
+            index.published[0]
 
     def test_is_rebuilt_where_there_is_none(self, cohort):
-        written = write_index(cohort)
+        write_index(cohort)
+        written = read_index(cohort)
         cohort.index.unlink()
         assert read_index(cohort) == written
         assert not cohort.index.exists()
 
     def test_is_one_file_that_is_read_without_the_scans(self, cohort):
-        written = write_index(cohort)
+        write_index(cohort)
+        written = read_index(cohort)
         discard(cohort.scans)
         assert read_index(cohort) == written
 
@@ -250,7 +291,9 @@ class TestIndex:
 
     def test_of_no_scans_is_empty(self, paths):
         paths.scans.mkdir(parents=True)
-        assert read_index(paths) == write_index(paths) == Index((), ())
+        write_index(paths)
+        assert read_index(paths) == Index()
+        assert not read_index(paths).published
 
 
 class TestPaths:

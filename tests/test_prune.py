@@ -13,7 +13,8 @@ from strategies import published
 from fusionflow import prune as pruning
 from fusionflow.errors import ConfigurationError, LockedError, StoreError
 from fusionflow.history import write_last_run
-from fusionflow.ledger import OutputPaths, publish, read_index, read_published
+from fusionflow.index import read_index
+from fusionflow.ledger import OutputPaths, publish, read_published
 from fusionflow.prune import prune
 from fusionflow.records import OutputFile
 from fusionflow.runlock import RunLock

@@ -12,16 +12,10 @@ from strategies import published
 
 from fusionflow.cli_ledger import show_standings
 from fusionflow.errors import StoreError
+from fusionflow.index import gather_index
 from fusionflow.io.bids import Scan
 from fusionflow.io.files import write_bytes
-from fusionflow.ledger import (
-    OutputPaths,
-    gather_index,
-    publish,
-    read_attempt,
-    read_published,
-    write_attempt,
-)
+from fusionflow.ledger import OutputPaths, publish, read_attempt, read_published, write_attempt
 from fusionflow.pet_info import PetInfo
 from fusionflow.records import Attempt, InputFile, OutputFile, Published, Stamp
 from fusionflow.survey import new_attempt, survey

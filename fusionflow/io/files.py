@@ -11,9 +11,9 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fusionflow.errors import StoreError
 
@@ -55,6 +55,11 @@ def _encode(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
+def json_bytes(content: Any, indent: int | None = None) -> bytes:  # noqa: ANN401
+    """Return what JSON can hold as text; NaN becomes null, infinities text."""
+    return json.dumps(_encode(content), indent=indent, allow_nan=False).encode()
+
+
 def write_json(
     path: Path,
     content: Any,  # noqa: ANN401
@@ -80,8 +85,7 @@ def write_json(
     StoreError
         If it cannot be written; the old file is then as it was.
     """
-    text = json.dumps(_encode(content), indent=indent, allow_nan=False) + "\n"
-    data = text.encode()
+    data = json_bytes(content, indent) + b"\n"
     if unless_same:
         with contextlib.suppress(OSError):
             if path.read_bytes() == data:
@@ -97,15 +101,36 @@ def write_bytes(path: Path, content: bytes) -> None:
     StoreError
         If it cannot be written; the old file is then as it was.
     """
+    with replaced(path) as (stream, _):
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Give what a file's new content is written to; it takes the place of the old one at the end.
+
+    Yields
+    ------
+    BinaryIO
+        To write to.
+    Path
+        Where that is until then; who removes it leaves the old file as it is.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; the old file is then as it was.
+    """
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            stream.write(content)
+            yield stream, temporary
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        flush(path.parent)
+        if temporary.exists():
+            os.replace(temporary, path)
+            flush(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

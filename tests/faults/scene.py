@@ -22,9 +22,10 @@ from runs import config
 import fusionflow as ff
 from fusionflow.config import ClusterOptions
 from fusionflow.events import Failed, Fused
+from fusionflow.index import read_index
 from fusionflow.io.bids import discover
 from fusionflow.io.files import UNFINISHED
-from fusionflow.ledger import OutputPaths, read_attempt, read_index
+from fusionflow.ledger import OutputPaths, read_attempt
 from fusionflow.records import OutputFile
 
 #: Of everything that is drawn at random here.

@@ -32,11 +32,12 @@ import fusionflow as ff
 from fusionflow import clusters, schema
 from fusionflow.config import METHODS, ClusterOptions, RunConfig
 from fusionflow.events import RunReport
+from fusionflow.index import write_index
 from fusionflow.io import store
 from fusionflow.io.derivatives import write_scan_files
 from fusionflow.io.files import flush_tree
 from fusionflow.io.nifti import read_volume
-from fusionflow.ledger import OutputPaths, write_index
+from fusionflow.ledger import OutputPaths
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS
 
 CONFIG = RunConfig(method=METHODS["average"], conform=AS_IN_HEADER)
