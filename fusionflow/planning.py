@@ -16,7 +16,7 @@ from fusionflow.frames import frame_weights, parse_frames
 from fusionflow.graph import make_recipe
 from fusionflow.io.files import relative_to
 from fusionflow.io.inputs import find_scans
-from fusionflow.io.nifti import ImageHeader, Volume, read_header
+from fusionflow.io.nifti import Volume, grid_of, read_header
 from fusionflow.io.scans import Excluded, Scan
 from fusionflow.io.store import Layout
 from fusionflow.masks import mask_rule
@@ -160,8 +160,8 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
     """Look at the headers of one scan."""
     options = config.conform
     t1w, pet = read_header(scan.t1w), read_header(scan.pet)
-    mri, uptake = _grid_of(t1w), _grid_of(pet)
-    grid = mri if options.space is None else _grid_of(read_header(options.space))
+    mri, uptake = grid_of(t1w), grid_of(pet)
+    grid = mri if options.space is None else grid_of(read_header(options.space))
     x, y, z = grid.data.shape
     check_levels((y, x), config.method.transform)
     _, frames = frame_weights(scan.pet, pet.n_frames, scan.pet_info, parse_frames(options.frames))
@@ -188,13 +188,6 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         memory_bytes=_BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL + pixels,
         seconds=None if probe is None else probe.seconds_a_slice(y, x) * z,
     )
-
-
-def _grid_of(header: ImageHeader) -> Volume:
-    """Return an image without voxels, which takes no memory."""
-    shape = header.orientation.ras_shape
-    nothing = np.broadcast_to(np.float32(0), shape)
-    return Volume(nothing, header.orientation.ras_affine, header.orientation, "")
 
 
 def _mask_step(scan: Scan, config: RunConfig) -> str:

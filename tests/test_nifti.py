@@ -16,7 +16,8 @@ from nibabel.orientations import apply_orientation
 from niftis import DATA, OBLIQUE, SHAPE, affine_of, patched, save
 
 from fusionflow.errors import GridError, ImageError, StoreError
-from fusionflow.io.nifti import Orientation, read_header, read_volume, write_rgb, write_volume
+from fusionflow.io.nifti import Orientation, read_header, read_volume
+from fusionflow.io.nifti_write import write_slices, write_volume
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bids"
 ORIENTATIONS = [
@@ -242,7 +243,7 @@ class TestColours:
     def test_lie_where_the_image_lies(self, tmp_path, codes):
         like = read_header(save(tmp_path / "t1w.nii.gz", affine=affine_of(codes))).orientation
         colours = np.random.default_rng(0).integers(0, 256, (*like.ras_shape, 3), np.uint8)
-        write_rgb(tmp_path / "rgb.nii.gz", colours, like)
+        write_slices(tmp_path / "rgb.nii.gz", colours.transpose(2, 1, 0, 3), like)
         image = nib.load(tmp_path / "rgb.nii.gz")
         np.testing.assert_allclose(image.affine, like.affine, atol=1e-5)
         assert image.get_data_dtype().names == ("R", "G", "B")
@@ -254,7 +255,7 @@ class TestColours:
     def test_of_another_grid_are_refused(self, tmp_path):
         like = read_header(save(tmp_path / "t1w.nii.gz")).orientation
         with pytest.raises(GridError):
-            write_rgb(tmp_path / "rgb.nii", np.zeros((2, 2, 2, 3), np.uint8), like)
+            write_slices(tmp_path / "rgb.nii", np.zeros((2, 2, 2, 3), np.uint8), like)
 
 
 class TestWriting:

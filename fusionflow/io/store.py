@@ -20,6 +20,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from fusionflow.errors import StoreError
+from fusionflow.io.nifti_write import Slices
 from fusionflow.schema import Variable
 
 #: A scan has at most this many slabs, unless memory asks for more: a task costs milliseconds.
@@ -135,8 +136,13 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
 
 def read_rows(path: Path, name: str, start: int, stop: int) -> npt.NDArray[Any]:
     """Return slices `start` to `stop` of a volume, (stop - start, y, x)."""
-    array = zarr.open_array(path / name, mode="r", zarr_format=3)
-    return np.asarray(array[start:stop])
+    return np.asarray(open_volume(path, name)[start:stop])
+
+
+def open_volume(path: Path, name: str) -> Slices:
+    """Return a volume that is read when its slices are asked for."""
+    array: Slices = zarr.open_array(path / name, mode="r", zarr_format=3)
+    return array
 
 
 def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...]) -> None:
