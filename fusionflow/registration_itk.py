@@ -42,7 +42,7 @@ _LEAST_GRADIENT = 1e-7
 _FEWEST_VOXELS = 10  # along an axis; a level that has fewer is left out
 _TO_SIGMA = 1 / math.sqrt(8 * math.log(2))
 _TRUNCATE = 3.0  # sigmas
-_SLAB_VOXELS = 1 << 23  # that are smoothed at a time
+_SLAB_VOXELS = 1 << 22  # that are smoothed at a time
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ in Zarr would say so.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ LEAST_SLAB = 16
 MOST_SLAB_BYTES = 64 * 2**20
 #: float32 bytes of one shard.
 MOST_SHARD_BYTES = 256 * 2**20
+
+_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,10 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
             "not whole shards"
         )
     array = zarr.open_array(path / name, mode="r+", zarr_format=3)
-    array[start:stop] = rows
+    # Chunk after chunk: Zarr holds a copy of each that it is at, and two of what it becomes. The
+    # setting is the process's, so that what reads meanwhile does as well; it gives the same bytes.
+    with _writing, zarr.config.set({"async.concurrency": 1}):
+        array[start:stop] = rows
 
 
 def read_rows(path: Path, name: str, start: int, stop: int) -> npt.NDArray[Any]:
