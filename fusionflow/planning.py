@@ -25,9 +25,10 @@ from fusionflow.stages import Recipe, decompose_slab, fuse_slab, reconstruct_sla
 from fusionflow.suv import suv_factor
 from fusionflow.transform import check_levels
 
-#: Measured: bytes that a worker holds for each voxel while it conforms or finishes a scan, and for
-#: each pixel of a slice while the network reads it, beside what it needs to be there at all.
-_BYTES_A_VOXEL = 44
+#: Measured: bytes that a worker holds for each voxel of the largest image of a scan while it
+#: conforms, stores or finishes that, and for each pixel of a slice while the network reads it,
+#: beside what it needs to be there at all.
+_BYTES_A_VOXEL = 11
 _BYTES_A_PIXEL_OF_NETWORK = 26_000
 _BYTES_OF_A_WORKER = 450e6
 #: Slices that are fused to see how long it takes.
@@ -174,7 +175,7 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         steps.append(f"both resampled onto {options.space.name}, {describe_grid(grid)}")
     steps.append(_units_step(scan, config))
     steps.append(f"{config.method.name} on {z} slices of {y} x {x}")
-    voxels = max(x * y * z, mri.data.size) + uptake.data.size
+    voxels = max(x * y * z, mri.data.size, uptake.data.size)
     pixels = x * y * (_BYTES_A_PIXEL_OF_NETWORK if probe and probe.recipe.weights else 0)
     layout = Layout.of_shape((z, y, x))
     size_x, size_y, size_z = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()

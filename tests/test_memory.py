@@ -2,17 +2,19 @@
 
 import gzip
 import threading
+import tracemalloc
 from contextlib import contextmanager
 
 import nibabel as nib
 import numpy as np
 import psutil
 import pytest
-from runs import config
+from runs import config, job_of
 
 import fusionflow as ff
-from fusionflow import clusters
+from fusionflow import clusters, commit, stages
 from fusionflow.config import ClusterOptions, ConformOptions
+from fusionflow.io.bids import discover
 
 LIMIT = 2147  # MB: 2 GiB, of which Dask pauses a worker at 80 % and ends it at 95 %
 LARGE, PERMUTED = (512, 512, 400), (512, 400, 512)
@@ -73,6 +75,46 @@ def highest_rss():
     finally:
         done.set()
         watching.join()
+
+
+@contextmanager
+def most_bytes():
+    """Count what NumPy and Python allocate, as a list that gets the most of it."""
+    most = []
+    tracemalloc.start()
+    try:
+        yield most
+        most.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+
+
+class TestBytesAVoxel:
+    BLOCKS = 64e6  # what does not grow with the scan: blocks, slabs and buffers
+
+    @pytest.mark.parametrize(
+        ("registration", "axcodes", "pet_like"),
+        [("header", "LPI", 1.0), ("header", "PIR", 1.05), ("rigid", "RAS", 1.0)],
+    )
+    def test_of_a_scan(self, registration, axcodes, pet_like, tmp_path):
+        source = write_scan(tmp_path / "bids", (160, 160, 160), 0.95, axcodes, pet_like)
+        (scan,) = discover(source).scans
+        how = config("dwt-max", weights=None).model_copy(
+            update={"conform": ConformOptions(registration=registration)}
+        )
+        job = job_of(scan, source, tmp_path / "out", how)
+        voxels = np.prod(job.layout.shape)
+        with most_bytes() as conforming:
+            staged = stages.stage_scan(job)
+        slabs = []
+        for start, stop in job.layout.slabs:
+            fused = stages.fuse_slab(stages.decompose_staged(job, staged, start, stop), job.recipe)
+            slabs.append(stages.reconstruct_staged(job, fused, start, stop))
+        shards = [commit.write_shard(job, 0, slabs)]
+        with most_bytes() as finishing:
+            commit.commit(job, staged, shards)
+        assert conforming[0] < 11 * voxels + self.BLOCKS
+        assert finishing[0] < 11 * voxels + self.BLOCKS
 
 
 @pytest.fixture(scope="module")
