@@ -64,6 +64,11 @@ class Alignment:
         }
 
 
+def registers(mode: Mode) -> bool:
+    """Whether a mode looks at voxels; the others need to know only where they lie."""
+    return mode in ("rigid", "auto")
+
+
 def align(
     t1w: str | os.PathLike[str],
     pet: str | os.PathLike[str],
@@ -79,7 +84,7 @@ def align(
     t1w, pet : path-like
         The files, for messages.
     mri, uptake : Volume
-        The images.
+        The images; where the mode registers nothing, their grids will do.
     head : ndarray, (z, y, x) uint8
         Mask on the MRI's grid.
     mode : str
@@ -101,7 +106,7 @@ def align(
                 "Take header, rigid or auto",
             )
         return Alignment("none")
-    if mode in ("header", "in T1w space"):
+    if not registers(mode):
         return Alignment(mode)
     return _by_registration(t1w, pet, mri, uptake, head, mode)
 

@@ -177,7 +177,7 @@ def _finish(
     job: Job, staged: Staged, slices: SliceMetrics, weights: str | None, notes: tuple[str, ...]
 ) -> None:
     """Complete the group and write the files beside it, all in the staging folder."""
-    layout, label = job.layout, job.scan.label
+    label = job.scan.label
     method = job.recipe.method.model_dump(mode="json")
     group = zarr.open_group(job.group, mode="r+", zarr_format=3)
     pair_names = [metric.name for metric in PAIR_METRICS]
@@ -201,10 +201,6 @@ def _finish(
         }
     )
     store.consolidate(job.group)
-    volumes = {
-        name: store.read_rows(job.group, name, 0, layout.shape[0])
-        for name in ("mri", "pet", "mask", "fused")
-    }
     files = job.staging / "files"
     discard(files)  # of a first run of this task that was cut short
     files.mkdir()
@@ -212,8 +208,8 @@ def _finish(
     write_scan_files(
         files,
         label,
-        volumes.pop("fused"),
-        volumes,
+        {name: store.open_volume(job.group, name) for name in (*schema.SOURCES, "mask", "fused")},
+        job.layout.slab,
         staged.orientation,
         sidecar_content(
             {name: relative_to(path, job.source) for name, path in sources.items()},

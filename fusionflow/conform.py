@@ -4,21 +4,25 @@ The MRI is only flipped and permuted to RAS+, never resampled, so that a fused v
 voxel (but for ``space``, which puts whole cohorts on the grid of a template). The PET is taken as
 it is where it lies on that grid already, and is otherwise resampled once, straight from its own
 voxels.
+
+Memory is what limits the size of a scan, so the two are prepared one after the other, each is
+handed over as soon as it is done, and what can be done in place is. At the peak this takes some
+nine bytes a voxel: a volume, and its labels or a copy to find percentiles in, and the mask.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fusionflow.alignment import Alignment, Mode, align
+from fusionflow.alignment import Alignment, Mode, align, registers
 from fusionflow.config import ConformOptions
-from fusionflow.errors import ImageError
 from fusionflow.frames import frame_weights, parse_frames
 from fusionflow.intensity import (
     LARGEST_SCALED,
@@ -27,41 +31,41 @@ from fusionflow.intensity import (
     Scaling,
     check_values,
     percentile_scaling,
-    scaled,
+    scale_in_place,
 )
-from fusionflow.io.nifti import Affine, Orientation, Volume, read_header, read_volume
+from fusionflow.io.nifti import (
+    Affine,
+    ImageHeader,
+    Orientation,
+    Volume,
+    grid_of,
+    read_header,
+    read_volume,
+)
 from fusionflow.masks import find_mask, read_mask
 from fusionflow.pet_info import PetInfo
 from fusionflow.registration_picture import contours
-from fusionflow.resample import (
-    check_overlap,
-    check_voxel_sizes,
-    describe_grid,
-    field_of_view,
-    resample_to,
-    same_grid,
-)
-from fusionflow.suv import reference_mean, suv_factor
+from fusionflow.resample import onto_mri, onto_template, same_grid
+from fusionflow.suv import to_units
 
-__all__ = ["Conformed", "conform"]
+__all__ = ["Conformed", "Keep", "Preparation", "conform", "conform_into"]
 
 _PathLike = str | os.PathLike[str]
+_Bools: TypeAlias = npt.NDArray[np.bool_]
+_Mask: TypeAlias = npt.NDArray[np.uint8]
 
-_LITTLE_COVERED = 0.5
+#: Takes the name of a volume and its voxels (z, y, x), which are its own from then on.
+Keep: TypeAlias = Callable[[str, npt.NDArray[Any]], None]
+
 _MRI_OFFSET_PERCENTILE = 0.5
 
 
-@dataclass(frozen=True, eq=False)
-class Conformed:
-    """One scan, ready to be fused.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Preparation:
+    """How a scan was made ready to be fused.
 
     Attributes
     ----------
-    mri, pet : ndarray, (z, y, x) float32, C-contiguous
-        Scaled intensities: about 0 to 1 within the head, and beyond where the image is (a hot
-        lesion, negative noise). ``pet`` is 0 outside its field of view.
-    mask : ndarray, (z, y, x) uint8
-        1 within the head.
     affine : ndarray, (4, 4) float64
         Voxel indices in the order (x, y, z) -> world mm (RAS+).
     orientation : Orientation
@@ -86,9 +90,6 @@ class Conformed:
         The PET over the MRI before and after registration; None where none was tried.
     """
 
-    mri: FloatArray
-    pet: FloatArray
-    mask: npt.NDArray[np.uint8]
     affine: Affine
     orientation: Orientation
     scaling: Mapping[str, Scaling]
@@ -100,6 +101,24 @@ class Conformed:
     alignment: Alignment
     mask_from: str
     outlines: Image.Image | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Conformed(Preparation):
+    """One scan, ready to be fused, and how it was made so.
+
+    Attributes
+    ----------
+    mri, pet : ndarray, (z, y, x) float32, C-contiguous
+        Scaled intensities: about 0 to 1 within the head, and beyond where the image is (a hot
+        lesion, negative noise). ``pet`` is 0 outside its field of view.
+    mask : ndarray, (z, y, x) uint8
+        1 within the head.
+    """
+
+    mri: FloatArray
+    pet: FloatArray
+    mask: _Mask
 
 
 def conform(
@@ -152,98 +171,93 @@ def conform(
     GridError
         If the fields of view hardly overlap, or registration fails.
     """
-    options, info = options or ConformOptions(), info or PetInfo()
-    mri = read_volume(t1w)
-    weights, about_frames = frame_weights(
-        pet, read_header(pet).n_frames, info, parse_frames(options.frames)
+    volumes: dict[str, Any] = {}
+    told = conform_into(
+        volumes.__setitem__,
+        t1w,
+        pet,
+        options,
+        info=info,
+        mask=mask,
+        reference=reference,
+        pet_in_t1w_space=pet_in_t1w_space,
     )
-    uptake = read_volume(pet, frame_weights=weights)
-    for path, volume in ((t1w, mri), (pet, uptake)):
-        check_values(path, volume.data, LARGEST_STORED)
-    notes = [f"T1w: {note}" for note in mri.notes]
-    notes += [f"PET: {note}" for note in (*uptake.notes, *about_frames)]
+    return Conformed(**volumes, **vars(told))
+
+
+def conform_into(
+    keep: Keep,
+    t1w: _PathLike,
+    pet: _PathLike,
+    options: ConformOptions | None = None,
+    *,
+    info: PetInfo | None = None,
+    mask: _PathLike | None = None,
+    reference: _PathLike | None = None,
+    pet_in_t1w_space: bool = False,
+) -> Preparation:
+    """Conform as `conform` does, and hand each volume over as soon as it is done.
+
+    Parameters
+    ----------
+    keep : callable
+        Called with ``"mask"``, ``"mri"`` and ``"pet"``, each once and in this order, and with what
+        `Conformed` has under that name. The mask is not to be changed.
+    t1w, pet, options, info, mask, reference, pet_in_t1w_space
+        As for `conform`, and so are the errors.
+
+    Returns
+    -------
+    Preparation
+    """
+    options, info = options or ConformOptions(), info or PetInfo()
+    mode: Mode = "in T1w space" if pet_in_t1w_space else options.registration
+    mri = read_volume(t1w)
+    check_values(t1w, mri.data, LARGEST_STORED)
+    sha256 = {"t1w": mri.sha256}
+    source = _Uptake.of(pet, info, options.frames)
+    of_t1w = [f"T1w: {note}" for note in mri.notes]
+    notes: list[str] = []
 
     head, mask_from = _head(t1w, mri, options.mask, mask, notes)
-    mode: Mode = "in T1w space" if pet_in_t1w_space else options.registration
-    alignment = align(t1w, pet, mri, uptake, head, mode)
-    notes += alignment.notes
     outlines = None
-    if alignment.registration is not None:
-        outlines = contours(uptake, mri, alignment.registration["matrix"], head)
-    uptake = alignment.apply(uptake, mri)
-    sha256 = {"t1w": mri.sha256, "pet": uptake.sha256}
-    if options.space is not None:
-        mri, head = _onto_template(t1w, options.space, mri, head, notes)
-
-    shape, affine = mri.data.shape, mri.affine
-    if same_grid(uptake, shape, affine):
-        resampled, on_grid = False, uptake.data
-        covered = np.ones(head.shape, dtype=bool)
+    if registers(mode):
+        # Both are in memory here. The PET is read again below, for in between the MRI is finished.
+        uptake = source.read()
+        alignment = align(t1w, pet, mri, uptake, head, mode)
+        if alignment.registration is not None:
+            outlines = contours(uptake, mri, alignment.registration["matrix"], head)
+        del uptake
     else:
-        resampled = True
-        covered = field_of_view(uptake, shape, affine).T
-        check_overlap(t1w, pet, mri, uptake, covered)
-        check_voxel_sizes(t1w, pet, mri, uptake)
-        on_grid = resample_to(uptake, shape, affine)
-        notes.append(
-            f"PET: resampled onto the MRI's grid from {describe_grid(uptake)} to "
-            f"{describe_grid(mri)}"
-        )
-        of_head = float(covered[head > 0].mean())
-        if of_head < _LITTLE_COVERED:
-            notes.append(f"PET: its field of view covers only {of_head:.0%} of the head")
+        alignment = align(t1w, pet, mri, source.grid, head, mode)
+    notes += alignment.notes
+    own_grid = mri.grid
+    if options.space is not None:
+        mri, head = onto_template(t1w, options.space, mri, head, notes)
+    keep("mask", head)
+    of_mri = _finish_mri(t1w, mri, head, options.mri_percentile)
+    keep("mri", mri.data.T)
+    mri = mri.grid
 
-    factor, missing = suv_factor(info)
-    units, per_unit = "stored", 1.0
-    if options.pet_units == "suv":
-        if factor is None:
-            raise ImageError(
-                f"{pet} cannot be brought to SUV: its metadata lack {', '.join(missing)}",
-                "Complete its sidecar and participants.tsv, or take pet_units: stored",
-            )
-        units, per_unit = "SUV", factor
-    elif options.pet_units == "suvr":
-        region, about = _reference(pet, reference, shape, affine)
-        notes += about
-        units = "SUVR"
-        per_unit = 1 / reference_mean(on_grid.T, region & covered, str(reference))
-    if per_unit != 1:
-        on_grid = on_grid * np.float32(per_unit)
-
-    scaling = {
-        "mri": percentile_scaling(
-            mri.data.T,
-            head > 0,
-            float(np.percentile(mri.data, _MRI_OFFSET_PERCENTILE)),
-            options.mri_percentile,
-            f"{t1w} holds no contrast inside the head",
-        ),
-        "pet": percentile_scaling(
-            on_grid.T,
-            (head > 0) & covered,
-            0.0,
-            options.pet_percentile,
-            f"{pet} holds no uptake inside the head",
-        ),
-    }
-    if options.pet_window is not None:
-        low, high = options.pet_window
-        scaling["pet"] = Scaling(low, high - low)
-    images = {"mri": mri.data, "pet": on_grid}
-    both = {name: scaled(data, scaling[name]) for name, data in images.items()}
-    if options.pet_window is not None:
-        both["pet"][~covered] = 0
-    for path, name in ((t1w, "mri"), (pet, "pet")):
-        check_values(path, both[name], LARGEST_SCALED, "times what is in the head")
-    return Conformed(
-        mri=both["mri"],
-        pet=both["pet"],
-        mask=head,
-        affine=affine,
+    uptake = source.read()
+    sha256["pet"] = uptake.sha256
+    of_pet = [f"PET: {note}" for note in (*uptake.notes, *source.notes)]
+    uptake = alignment.apply(uptake, own_grid)
+    resampled = not same_grid(uptake, mri.data.shape, mri.affine)
+    covered = None  # all of it
+    if resampled:
+        uptake, covered = onto_mri(t1w, pet, mri, uptake, head, notes)
+    else:
+        uptake = replace(uptake, affine=mri.affine)
+    factor, units = to_units(pet, uptake, covered, options.pet_units, info, reference, notes)
+    of_uptake = _finish_pet(pet, uptake, head, covered, options)
+    keep("pet", uptake.data.T)
+    return Preparation(
+        affine=mri.affine,
         orientation=mri.orientation,
-        scaling=scaling,
+        scaling={"mri": of_mri, "pet": of_uptake},
         resampled=resampled,
-        notes=tuple(notes),
+        notes=(*of_t1w, *of_pet, *notes),
         sha256=sha256,
         units=units,
         suv_factor=factor,
@@ -253,62 +267,79 @@ def conform(
     )
 
 
+@dataclass(frozen=True)
+class _Uptake:
+    """The PET as a file: what its header says, and how to read it."""
+
+    path: _PathLike
+    header: ImageHeader
+    weights: list[float]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: _PathLike, info: PetInfo, frames: str) -> _Uptake:
+        header = read_header(path)
+        weights, notes = frame_weights(path, header.n_frames, info, parse_frames(frames))
+        return cls(path, header, weights, notes)
+
+    @property
+    def grid(self) -> Volume:
+        """The PET without its voxels."""
+        return grid_of(self.header)
+
+    def read(self) -> Volume:
+        volume = read_volume(self.path, frame_weights=self.weights)
+        check_values(self.path, volume.data, LARGEST_STORED)
+        return volume
+
+
+def _finish_mri(t1w: _PathLike, mri: Volume, head: _Mask, percentile: float) -> Scaling:
+    """Scale the MRI where it is."""
+    values = mri.data.T
+    scaling = percentile_scaling(
+        values,
+        head.view(np.bool_),
+        float(np.percentile(values, _MRI_OFFSET_PERCENTILE)),
+        percentile,
+        f"{t1w} holds no contrast inside the head",
+    )
+    scale_in_place(values, scaling)
+    check_values(t1w, values, LARGEST_SCALED, "times what is in the head")
+    return scaling
+
+
+def _finish_pet(
+    pet: _PathLike, uptake: Volume, head: _Mask, covered: _Bools | None, options: ConformOptions
+) -> Scaling:
+    """Scale the PET, which lies on the grid, where it is."""
+    values, inside = uptake.data.T, head.view(np.bool_)
+    scaling = percentile_scaling(
+        values,
+        inside if covered is None else inside & covered,
+        0.0,
+        options.pet_percentile,
+        f"{pet} holds no uptake inside the head",
+    )
+    if options.pet_window is not None:
+        low, high = options.pet_window
+        scaling = Scaling(low, high - low)
+    scale_in_place(values, scaling)
+    if options.pet_window is not None and covered is not None:
+        values[~covered] = 0
+    check_values(pet, values, LARGEST_SCALED, "times what is in the head")
+    return scaling
+
+
 def _head(
     t1w: _PathLike, mri: Volume, rule: str, mask: _PathLike | None, notes: list[str]
-) -> tuple[npt.NDArray[np.uint8], str]:
+) -> tuple[_Mask, str]:
     """Return the mask of the head or brain, and where it is from."""
     if rule == "auto" and mask is not None:
         inside, about = read_mask(mask, mri.data.shape, mri.affine)
         notes += [f"mask: {note}" for note in about]
-        return inside.astype(np.uint8), "file"
+        return inside.view(np.uint8), "file"
     rule = "head" if rule == "auto" else rule
     head = find_mask(rule, mri.data.T, mri.affine, t1w)
     if head.all():
         notes.append("T1w: its frame holds no air, so all of it counts as head")
     return head, rule
-
-
-def _onto_template(
-    t1w: _PathLike,
-    space: _PathLike,
-    mri: Volume,
-    head: npt.NDArray[np.uint8],
-    notes: list[str],
-) -> tuple[Volume, npt.NDArray[np.uint8]]:
-    """Resample the MRI and its mask onto the grid of a template that it is aligned with."""
-    orientation = read_header(space).orientation
-    shape, affine = orientation.ras_shape, orientation.ras_affine
-    grid = Volume(np.empty(shape, np.float32), affine, orientation, "")
-    if same_grid(mri, shape, affine):
-        return replace(mri, orientation=orientation), head
-    covered = field_of_view(mri, shape, affine).T
-    check_overlap(space, t1w, grid, mri, covered)
-    check_voxel_sizes(space, t1w, grid, mri)
-    notes.append(
-        f"T1w: resampled onto the grid of {os.path.basename(space)}, {describe_grid(grid)}"
-    )
-    of_head = replace(mri, data=np.asfortranarray(head.T, dtype=np.float32))
-    on_grid = (resample_to(of_head, shape, affine).T > 0.5).astype(np.uint8)
-    if not on_grid.any():
-        raise ImageError(
-            f"Nothing of the head in {t1w} lies on the grid of {space}",
-            "Give images that are aligned with it",
-        )
-    moved = replace(
-        mri, data=resample_to(mri, shape, affine), affine=affine, orientation=orientation
-    )
-    return moved, on_grid
-
-
-def _reference(
-    pet: _PathLike, reference: _PathLike | None, shape: tuple[int, ...], affine: Affine
-) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
-    """Return the reference region on the grid, and notes."""
-    if reference is None:
-        raise ImageError(
-            f"SUVR was asked for, and there is no mask of the reference region for {pet}",
-            "Give reference_region with derivatives that hold *_label-REGION_mask.nii.gz, or a "
-            "manifest with the column reference",
-        )
-    region, notes = read_mask(reference, shape, affine)
-    return region, tuple(f"reference region: {note}" for note in notes)

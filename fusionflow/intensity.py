@@ -36,7 +36,9 @@ def percentile_scaling(
 ) -> Scaling:
     """Return the scaling that takes ``offset`` to 0 and a percentile to 1."""
     inside = values[where]
-    scale = float(np.percentile(inside, percentile)) - offset if inside.size else 0.0
+    scale = 0.0
+    if inside.size:
+        scale = float(np.percentile(inside, percentile, overwrite_input=True)) - offset
     if not scale > 0:
         raise ImageError(
             wrong, "Check that it is the right image and that the two are aligned in world space"
@@ -44,12 +46,11 @@ def percentile_scaling(
     return Scaling(offset, scale)
 
 
-def scaled(data: FloatArray, scaling: Scaling) -> FloatArray:
-    """Return scaled intensities as (z, y, x), C-contiguous."""
+def scale_in_place(values: FloatArray, scaling: Scaling) -> None:
+    """Scale intensities where they are."""
     with np.errstate(all="ignore"):  # what overflows is refused by the caller
-        values = data.T - np.float32(scaling.offset)
+        values -= np.float32(scaling.offset)
         values /= np.float32(scaling.scale)
-    return np.ascontiguousarray(values)
 
 
 def check_values(

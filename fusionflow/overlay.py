@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from fusionflow.colour import colourise
+from fusionflow.io.nifti_write import Slices
 
 _LEVELS = 256
 
@@ -41,3 +43,38 @@ def pet_on_mri(
         np.floor(np.clip(image, 0, 1) * (_LEVELS - 1) + 0.5).astype(np.intp) for image in (mri, pet)
     )
     return _colours()[tuple(levels)]
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """The colours of a volume, (z, y, x, 3) uint8, made when its slices are asked for.
+
+    Attributes
+    ----------
+    mri, pet : Slices
+        (z, y, x), scaled as for `pet_on_mri`.
+    slab : int
+        Slices of them that are read at a time.
+    """
+
+    mri: Slices
+    pet: Slices
+    slab: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(z, y, x, 3)."""
+        return (*self.mri.shape, 3)
+
+    def __getitem__(self, where: int | slice) -> npt.NDArray[np.uint8]:
+        """Return the colours of a slice, or of several."""
+        if isinstance(where, int):
+            return pet_on_mri(self.mri[where], self.pet[where])
+        first, last, _ = where.indices(self.shape[0])
+        colours = np.empty((last - first, *self.shape[1:]), np.uint8)
+        for start in range(first, last, self.slab):
+            slab = slice(start, min(start + self.slab, last))
+            # Slice by slice, for levels and indices take more than what they are made of.
+            for z, (mri, pet) in enumerate(zip(self.mri[slab], self.pet[slab], strict=True), start):
+                colours[z - first] = pet_on_mri(mri, pet)
+        return colours

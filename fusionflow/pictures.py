@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from fusionflow.io.nifti_write import Slices
+
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _MARGIN = 6
@@ -48,7 +50,7 @@ def slices_to_show(mask: npt.NDArray[Any], count: int = 6) -> list[int]:
 
 
 def mosaic(
-    volumes: Mapping[str, npt.NDArray[Any]],
+    volumes: Mapping[str, Slices],
     slices: Sequence[int],
     title: str,
     voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -57,7 +59,7 @@ def mosaic(
 
     Parameters
     ----------
-    volumes : mapping of str to ndarray, (z, y, x) float or (z, y, x, 3) uint8
+    volumes : mapping of str to Slices, (z, y, x) float or (z, y, x, 3) uint8
         Name of a row -> its volume, 0 black and 1 white; or in colour.
     slices : sequence of int
         Slice numbers, one a column.

@@ -16,7 +16,7 @@ from fusionflow.frames import frame_weights, parse_frames
 from fusionflow.graph import make_recipe
 from fusionflow.io.files import relative_to
 from fusionflow.io.inputs import find_scans
-from fusionflow.io.nifti import ImageHeader, Volume, read_header
+from fusionflow.io.nifti import Volume, grid_of, read_header
 from fusionflow.io.scans import Excluded, Scan
 from fusionflow.io.store import Layout
 from fusionflow.masks import mask_rule
@@ -25,11 +25,12 @@ from fusionflow.stages import Recipe, decompose_slab, fuse_slab, reconstruct_sla
 from fusionflow.suv import suv_factor
 from fusionflow.transform import check_levels
 
-#: Measured: bytes that a worker holds for each voxel while it conforms or finishes a scan, and for
-#: each pixel of a slice while the network reads it, beside what it needs to be there at all.
-_BYTES_A_VOXEL = 44
-_BYTES_A_PIXEL_OF_NETWORK = 26_000
-BYTES_OF_A_WORKER = 450e6
+#: Measured: bytes that a worker holds for each voxel of the largest image of a scan while it
+#: conforms, stores or finishes that, and for each pixel of a slice while the network reads it,
+#: beside what it needs to be there at all.
+_BYTES_A_VOXEL = 11
+_BYTES_A_PIXEL_OF_NETWORK = 2_000
+BYTES_OF_A_WORKER = 840e6
 #: Slices that are fused to see how long it takes.
 _PROBE_SLICES = 2
 
@@ -142,14 +143,14 @@ def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
     Parameters
     ----------
     voxels : int
-        Of the T1w (or the grid that results get) and the PET together.
+        Of the largest of T1w, PET, and the grid that results get.
     pixels : int
         Of a slice.
     reads_network : bool
         Whether the method has a network.
     """
     network = pixels * _BYTES_A_PIXEL_OF_NETWORK if reads_network else 0
-    return BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL + network
+    return BYTES_OF_A_WORKER + max(voxels * _BYTES_A_VOXEL, network)
 
 
 def seconds_a_slice(recipe: Recipe, rows: int, columns: int) -> float:
@@ -181,8 +182,8 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
     """Look at the headers of one scan."""
     options = config.conform
     t1w, pet = read_header(scan.t1w), read_header(scan.pet)
-    mri, uptake = _grid_of(t1w), _grid_of(pet)
-    grid = mri if options.space is None else _grid_of(read_header(options.space))
+    mri, uptake = grid_of(t1w), grid_of(pet)
+    grid = mri if options.space is None else grid_of(read_header(options.space))
     x, y, z = grid.data.shape
     check_levels((y, x), config.method.transform)
     _, frames = frame_weights(scan.pet, pet.n_frames, scan.pet_info, parse_frames(options.frames))
@@ -195,7 +196,7 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         steps.append(f"both resampled onto {options.space.name}, {describe_grid(grid)}")
     steps.append(_units_step(scan, config))
     steps.append(f"{config.method.name} on {z} slices of {y} x {x}")
-    voxels = max(x * y * z, mri.data.size) + uptake.data.size
+    voxels = max(x * y * z, mri.data.size, uptake.data.size)
     layout = Layout.of_shape((z, y, x))
     size_x, size_y, size_z = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
     return Outlook(
@@ -210,13 +211,6 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         ),
         seconds=None if probe is None else probe.seconds_a_slice(y, x) * z,
     )
-
-
-def _grid_of(header: ImageHeader) -> Volume:
-    """Return an image without voxels, which takes no memory."""
-    shape = header.orientation.ras_shape
-    nothing = np.broadcast_to(np.float32(0), shape)
-    return Volume(nothing, header.orientation.ras_affine, header.orientation, "")
 
 
 def _mask_step(scan: Scan, config: RunConfig) -> str:

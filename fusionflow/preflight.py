@@ -157,7 +157,7 @@ def _sizes(scans: Iterable[Scan]) -> list[Size]:
         with contextlib.suppress(FusionflowError):
             x, y, z = read_header(scan.t1w).orientation.ras_shape
             i, j, k = read_header(scan.pet).orientation.ras_shape
-            found.append(Size(scan.label, x * y * z + i * j * k, (z, y, x)))
+            found.append(Size(scan.label, max(x * y * z, i * j * k), (z, y, x)))
     return found
 
 

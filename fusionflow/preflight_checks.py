@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Size:
-    """Voxels of both images, and (z, y, x) of what is fused."""
+    """Voxels of the larger image, and (z, y, x) of what is fused."""
 
     label: str
     voxels: int

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from fusionflow.errors import ConfigurationError, ImageError
 from fusionflow.io.nifti import Affine, Volume
-from fusionflow.registration_itk import Level, climb, metric, resolutions, world
+from fusionflow.registration_itk import Level, Shown, climb, metric, resolutions, world
 
 __all__ = ["Level", "Registration", "mean_displacement", "moved", "rigid"]
 
@@ -128,14 +128,14 @@ def rigid(pet: Volume, mri: Volume, mask: Mask | None = None) -> Registration:
         If an image holds no contrast to register by.
     """
     head = _head(mri, mask)
-    middle = world(mri.affine, ndimage.center_of_mass(head))
+    middle = world(mri.affine, _centre(head))
     notes: list[str] = []
     start, begin = np.eye(4), "header"
     overlap_before = _overlap(pet, np.eye(4), mri, head)
     shown = _clipped_pet(pet.data)
     if overlap_before < _NO_OVERLAP:
         begin = "centres"
-        start[:3, 3] = middle - world(pet.affine, ndimage.center_of_mass(shown))
+        start[:3, 3] = middle - world(pet.affine, ndimage.center_of_mass(shown[:]))
         notes.append(
             f"its header puts {overlap_before:.0%} of the head in its field of view, so that it "
             "was registered from the centre of its uptake on the centre of the head"
@@ -244,16 +244,28 @@ def _head(mri: Volume, mask: Mask | None) -> npt.NDArray[np.bool_]:
         )
     if not mask.any():
         raise ConfigurationError("The head mask is empty", "Make it with another threshold")
+    if mask.dtype == np.uint8 and mask.max() == 1:
+        return mask.T.view(np.bool_)
     return np.asarray(mask.T > 0)
 
 
-def _clipped_mri(data: FloatArray, head: npt.NDArray[np.bool_]) -> FloatArray:
+def _centre(head: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return the centre of mass of a mask, (3,); whole numbers are summed, so it is exact."""
+    middle = []
+    for axis in range(3):
+        count = head.sum(axis=tuple(other for other in range(3) if other != axis))
+        middle.append(float(count @ np.arange(count.size)) / int(count.sum()))
+    return np.array(middle)
+
+
+def _clipped_mri(data: FloatArray, head: npt.NDArray[np.bool_]) -> Shown:
     """Return the MRI from its 0.5th percentile over the frame to its 99.5th in the head."""
     low = float(np.percentile(_some(data), _PERCENTILES[0]))
-    return _clipped(data, low, float(np.percentile(_some(data[head]), _PERCENTILES[1])), "MRI")
+    high = float(np.percentile(_some_inside(data, head), _PERCENTILES[1]))
+    return _clipped(data, low, high, "MRI")
 
 
-def _clipped_pet(data: FloatArray) -> FloatArray:
+def _clipped_pet(data: FloatArray) -> Shown:
     """Return the PET from 0 to the 99.5th percentile of what stands out from its background."""
     values = _some(data)
     low, high = np.percentile(values, (2, 98))
@@ -262,21 +274,36 @@ def _clipped_pet(data: FloatArray) -> FloatArray:
     return _clipped(data, 0.0, float(high), "PET")
 
 
-def _clipped(data: FloatArray, low: float, high: float, name: str) -> FloatArray:
+def _clipped(data: FloatArray, low: float, high: float, name: str) -> Shown:
     """Return intensities between two bounds, scaled to 0 to 1."""
     if not high > low:
         raise ImageError(
             f"The {name} holds no contrast to register by", "Check that it is the right image"
         )
-    clipped = np.clip(data, np.float32(low), np.float32(high))
-    return (clipped - np.float32(low)) / np.float32(high - low)
+    return Shown(data, (low, high))
 
 
 def _some(data: FloatArray) -> FloatArray:
     """Return about a million of the voxels, evenly spread."""
     flat = data.ravel(order="K")
+    return flat[:: _stride(flat.size)]
+
+
+def _some_inside(data: FloatArray, head: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return about a million of the voxels of the head: ``data[head]``, and of those every n-th."""
+    stride, passed, parts = _stride(int(np.count_nonzero(head))), 0, []
+    thick = max(1, _LOOK_AT // (head.shape[1] * head.shape[2]))
+    for x in range(0, len(head), thick):
+        inside = data[x : x + thick][head[x : x + thick]]
+        parts.append(inside[-passed % stride :: stride])
+        passed += inside.size
+    return np.concatenate(parts)
+
+
+def _stride(count: int) -> int:
+    """Return which of so many voxels to look at: every n-th."""
     # An odd stride that is no divisor of a row visits all columns.
-    return flat[:: max(1, flat.size // _LOOK_AT) | 1]
+    return max(1, count // _LOOK_AT) | 1
 
 
 def _overlap(pet: Volume, matrix: Affine, mri: Volume, head: npt.NDArray[np.bool_]) -> float:

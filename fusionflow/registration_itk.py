@@ -23,7 +23,7 @@ from fusionflow.io.nifti import Affine
 if TYPE_CHECKING:
     import SimpleITK
 
-__all__ = ["Level", "Resolution", "climb", "metric", "resolutions", "world"]
+__all__ = ["Level", "Resolution", "Shown", "climb", "metric", "resolutions", "world"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Point: TypeAlias = npt.NDArray[np.float64]
@@ -41,6 +41,8 @@ _RELAXATION = 0.6
 _LEAST_GRADIENT = 1e-7
 _FEWEST_VOXELS = 10  # along an axis; a level that has fewer is left out
 _TO_SIGMA = 1 / math.sqrt(8 * math.log(2))
+_TRUNCATE = 3.0  # sigmas
+_SLAB_VOXELS = 1 << 22  # that are smoothed at a time
 
 
 @dataclass(frozen=True)
@@ -158,16 +160,48 @@ def _matrix(transform: SimpleITK.Euler3DTransform) -> Affine:
     return matrix
 
 
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """An image (x, y, z) as registration looks at it, made slab by slab when it is needed.
+
+    Attributes
+    ----------
+    data : ndarray, (x, y, z)
+        The image.
+    window : tuple of float, optional
+        What becomes 0 and what becomes 1; what is beyond is cut.
+    """
+
+    data: npt.NDArray[Any]
+    window: tuple[float, float] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(x, y, z)."""
+        return self.data.shape
+
+    def __getitem__(self, slices: slice) -> FloatArray:
+        """Return slices along z, (x, y, z) float32."""
+        part = np.asarray(self.data[..., slices], dtype=np.float32)
+        if self.window is None:
+            return part
+        low, high = self.window
+        clipped = np.clip(part, np.float32(low), np.float32(high))
+        clipped -= np.float32(low)
+        clipped /= np.float32(high - low)
+        return np.asarray(clipped)
+
+
 def resolutions(
     pet_affine: Affine,
-    pet: FloatArray,
+    pet: Shown,
     mri_affine: Affine,
-    mri: FloatArray,
+    mri: Shown,
     head: npt.NDArray[np.bool_],
 ) -> tuple[Resolution, ...]:
     """Return both images at each resolution, from coarse to fine."""
     found: list[Resolution] = []
-    where = head.astype(np.float32)
+    where = Shown(head)
     had = 0.0
     for spacing in reversed(SPACINGS):
         fwhm = FWHM * spacing
@@ -178,13 +212,13 @@ def resolutions(
         if found and min(mri.shape + pet.shape) < _FEWEST_VOXELS:
             continue
         sizes = np.linalg.norm(mri_affine[:3, :3], axis=0)
-        near = ndimage.distance_transform_edt(where < 0.5, sampling=sizes) <= MARGIN
+        near = ndimage.distance_transform_edt(where.data < 0.5, sampling=sizes) <= MARGIN
         share = min(1.0, SAMPLES / int(np.count_nonzero(near)))
         found.append(
             Resolution(
                 spacing,
-                _image(mri, mri_affine),
-                _image(pet, pet_affine),
+                _image(mri.data, mri_affine),
+                _image(pet.data, pet_affine),
                 _image(near.astype(np.uint8), mri_affine),
                 share,
             )
@@ -193,19 +227,39 @@ def resolutions(
 
 
 def _coarser(
-    images: tuple[FloatArray, ...], affine: Affine, fwhm: float, spacing: float
-) -> tuple[list[FloatArray], Affine]:
+    images: tuple[Shown, ...], affine: Affine, fwhm: float, spacing: float
+) -> tuple[list[Shown], Affine]:
     """Smooth images (x, y, z) of one grid, and keep every so many of their voxels."""
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     step = np.maximum(1, np.floor(spacing / sizes + 1e-3)).astype(int)
     first = (np.array(images[0].shape) - 1) % step // 2
-    kept = tuple(slice(int(a), None, int(n)) for a, n in zip(first, step, strict=True))
-    sigma = (fwhm * _TO_SIGMA / sizes).tolist()
-    smooth = [ndimage.gaussian_filter(i, sigma, mode="nearest", truncate=3)[kept] for i in images]
+    sigma = fwhm * _TO_SIGMA / sizes
     coarse = affine.copy()
     coarse[:3, 3] = world(affine, first)
     coarse[:3, :3] = affine[:3, :3] * step
-    return smooth, coarse
+    return [Shown(_smoothed(image, sigma, first, step)) for image in images], coarse
+
+
+def _smoothed(
+    image: Shown,
+    sigma: npt.NDArray[np.float64],
+    first: npt.NDArray[np.int_],
+    step: npt.NDArray[np.int_],
+) -> FloatArray:
+    """Return every so many voxels of a smoothed image, each as if all were smoothed at once."""
+    rows, columns, depth = image.shape
+    reach = int(_TRUNCATE * sigma[2] + 0.5)  # of scipy's filter
+    thick = max(1, _SLAB_VOXELS // (rows * columns))
+    parts = []
+    for start in range(0, depth, thick):
+        low, high = max(0, start - reach), min(depth, start + thick + reach)
+        part = ndimage.gaussian_filter(
+            image[low:high], sigma.tolist(), mode="nearest", truncate=_TRUNCATE
+        )
+        kept = np.arange(first[2], depth, step[2])
+        kept = kept[(kept >= start) & (kept < start + thick)] - low
+        parts.append(part[first[0] :: step[0], first[1] :: step[1], kept])
+    return np.concatenate(parts, axis=2)
 
 
 def _image(data: npt.NDArray[Any], affine: Affine) -> SimpleITK.Image:

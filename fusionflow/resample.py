@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from fusionflow.errors import GridError
-from fusionflow.io.nifti import Affine, Volume
+from fusionflow.errors import GridError, ImageError
+from fusionflow.io.nifti import Affine, Volume, grid_of, read_header
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -19,6 +20,7 @@ _SAME_GRID_VOXELS = 1e-3
 _COARSER = 1.5
 _SLAB_VOXELS = 1 << 21
 _LEAST_COVERED = 0.01
+_LITTLE_COVERED = 0.5
 _MOST_TIMES_COARSER = 100
 
 
@@ -79,6 +81,61 @@ def same_grid(volume: Volume, shape: Sequence[int], affine: Affine) -> bool:
     corners = _corners(shape, 0)
     there = _apply(np.linalg.inv(affine) @ volume.affine, corners)
     return bool(np.abs(there - corners).max() <= _SAME_GRID_VOXELS)
+
+
+def onto_mri(
+    t1w: str | os.PathLike[str],
+    pet: str | os.PathLike[str],
+    mri: Volume,
+    uptake: Volume,
+    head: npt.NDArray[np.uint8],
+    notes: list[str],
+) -> tuple[Volume, npt.NDArray[np.bool_]]:
+    """Resample the PET onto the grid of the MRI, and say which voxels it covers."""
+    shape, affine = mri.data.shape, mri.affine
+    covered = field_of_view(uptake, shape, affine).T
+    check_overlap(t1w, pet, mri, uptake, covered)
+    check_voxel_sizes(t1w, pet, mri, uptake)
+    notes.append(
+        f"PET: resampled onto the MRI's grid from {describe_grid(uptake)} to {describe_grid(mri)}"
+    )
+    of_head = float(covered[head.view(np.bool_)].mean())
+    if of_head < _LITTLE_COVERED:
+        notes.append(f"PET: its field of view covers only {of_head:.0%} of the head")
+    return replace(mri, data=resample_to(uptake, shape, affine)), covered
+
+
+def onto_template(
+    t1w: str | os.PathLike[str],
+    space: str | os.PathLike[str],
+    mri: Volume,
+    head: npt.NDArray[np.uint8],
+    notes: list[str],
+) -> tuple[Volume, npt.NDArray[np.uint8]]:
+    """Resample the MRI and its mask onto the grid of a template that it is aligned with."""
+    template = read_header(space)
+    orientation = template.orientation
+    shape, affine = orientation.ras_shape, orientation.ras_affine
+    grid = grid_of(template)
+    if same_grid(mri, shape, affine):
+        return replace(mri, orientation=orientation), head
+    check_overlap(space, t1w, grid, mri, field_of_view(mri, shape, affine).T)
+    check_voxel_sizes(space, t1w, grid, mri)
+    notes.append(
+        f"T1w: resampled onto the grid of {os.path.basename(space)}, {describe_grid(grid)}"
+    )
+    of_head = replace(mri, data=np.asfortranarray(head.T, dtype=np.float32))
+    on_grid = (resample_to(of_head, shape, affine).T > 0.5).view(np.uint8)
+    del of_head
+    if not on_grid.any():
+        raise ImageError(
+            f"Nothing of the head in {t1w} lies on the grid of {space}",
+            "Give images that are aligned with it",
+        )
+    moved = replace(
+        mri, data=resample_to(mri, shape, affine), affine=affine, orientation=orientation
+    )
+    return moved, on_grid
 
 
 def check_overlap(

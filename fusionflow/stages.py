@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from fusionflow import schema
 from fusionflow.config import ConformOptions, Method
-from fusionflow.conform import Conformed, conform
+from fusionflow.conform import Keep, Preparation, conform_into
 from fusionflow.device import Batch
 from fusionflow.errors import InputChangedError, InputError, StoreError
 from fusionflow.fusion import fuse_subbands, load_network
@@ -291,19 +290,21 @@ def stage_scan(job: Job) -> Staged:
         before = {name: os.stat(path) for name, path in files.items()}
     except OSError as error:
         raise InputError(f"Cannot read {error.filename}: {error.strerror}") from error
-    try:
-        conformed = conform(
-            scan.t1w,
-            scan.pet,
-            job.conform,
-            info=scan.pet_info,
-            mask=scan.mask,
-            reference=scan.reference,
-            pet_in_t1w_space=scan.pet_in_t1w_space,
-        )
-    finally:  # what is wrong with a file that just changed is not what is wrong with it
-        for name, path in files.items():
-            _check_unchanged(path, before[name])
+    with _group_aside(job) as keep:
+        try:
+            conformed = conform_into(
+                keep,
+                scan.t1w,
+                scan.pet,
+                job.conform,
+                info=scan.pet_info,
+                mask=scan.mask,
+                reference=scan.reference,
+                pet_in_t1w_space=scan.pet_in_t1w_space,
+            )
+        finally:  # what is wrong with a file that just changed is not what is wrong with it
+            for name, path in files.items():
+                _check_unchanged(path, before[name])
     inputs = [
         InputFile(
             relative_to(path, job.source),
@@ -313,9 +314,6 @@ def stage_scan(job: Job) -> Staged:
         )
         for name, path in files.items()
     ]
-    if conformed.mri.shape != job.layout.shape:
-        raise InputChangedError(f"{scan.t1w} changed its shape since it was planned", "Run again")
-    _write_conformed(job, conformed.mri, conformed.pet, conformed.mask)
     registration = None
     if conformed.outlines is not None:
         registration = picture_of(conformed.outlines, conformed.alignment, scan.label)
@@ -335,7 +333,7 @@ def stage_scan(job: Job) -> Staged:
     )
 
 
-def _described(conformed: Conformed, options: ConformOptions) -> dict[str, Any]:
+def _described(conformed: Preparation, options: ConformOptions) -> dict[str, Any]:
     """Return how a scan was prepared, for records and sidecars."""
     grid = "the T1w grid" if options.space is None else f"the grid of {options.space.name}"
     return {
@@ -365,23 +363,47 @@ def _check_unchanged(path: Path, before: os.stat_result) -> None:
         )
 
 
-def _write_conformed(
-    job: Job, mri: FloatArray, pet: FloatArray, mask: npt.NDArray[np.uint8]
-) -> None:
-    """Write the sources, aside first: a scheduler may run this task a second time."""
+@contextlib.contextmanager
+def _group_aside(job: Job) -> Iterator[Keep]:
+    """Make the group of a scan, and give what writes its volumes.
+
+    It is made aside first, for a scheduler may run this task a second time; and shard by shard, for
+    what Zarr holds while it writes is several times what it is given.
+    """
     aside = job.staging / f"conform-{uuid.uuid4().hex[:8]}"
     variables = {item.name: item for item in (schema.MRI, schema.PET, schema.MASK, schema.FUSED)}
-    try:
+
+    def keep(name: str, volume: npt.NDArray[Any]) -> None:
+        if volume.shape != job.layout.shape:
+            raise InputChangedError(
+                f"{job.scan.t1w} changed its shape since it was planned", "Run again"
+            )
+        with _says_where(job):
+            for start, stop in job.layout.shards:
+                store.write_rows(aside, name, start, volume[start:stop], job.layout)
+
+    with _says_where(job):
         aside.mkdir()  # in a folder that is gone if its run is: what is left of that ends here
         store.create_group(aside, job.layout, variables)
-        for name, volume in (("mri", mri), ("pet", pet), ("mask", mask)):
-            store.write_rows(aside, name, 0, volume, job.layout)
+    try:
+        yield keep
+    except BaseException:
+        discard(aside)
+        raise
+    with _says_where(job):
         try:
             aside.rename(job.group)
         except OSError:
             if not job.group.is_dir():
                 raise
             discard(aside)  # the first run of this task did it, with the same bits
+
+
+@contextlib.contextmanager
+def _says_where(job: Job) -> Iterator[None]:
+    """Turn what goes wrong with the store into a `StoreError` with a mend."""
+    try:
+        yield
     except OSError as error:
         raise StoreError(
             f"Cannot write {job.staging}: {error.strerror or error}",

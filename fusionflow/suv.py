@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import numpy.typing as npt
 
 from fusionflow.errors import ImageError
+from fusionflow.io.nifti import Affine, Volume
+from fusionflow.masks import read_mask
 from fusionflow.pet_info import PetInfo
 
 _PER_ML = {"Bq/mL": 1.0, "kBq/mL": 1e3, "MBq/mL": 1e6}
@@ -100,3 +103,50 @@ def reference_mean(
             "Check that it is the right region and that it is aligned with the PET",
         )
     return mean
+
+
+def to_units(
+    pet: str | os.PathLike[str],
+    uptake: Volume,
+    covered: npt.NDArray[np.bool_] | None,
+    wanted: str,
+    info: PetInfo,
+    reference: str | os.PathLike[str] | None,
+    notes: list[str],
+) -> tuple[float | None, str]:
+    """Bring the PET to the units that are wanted, where it is; return its SUV factor and units."""
+    factor, missing = suv_factor(info)
+    units, per_unit = "stored", 1.0
+    if wanted == "suv":
+        if factor is None:
+            raise ImageError(
+                f"{pet} cannot be brought to SUV: its metadata lack {', '.join(missing)}",
+                "Complete its sidecar and participants.tsv, or take pet_units: stored",
+            )
+        units, per_unit = "SUV", factor
+    elif wanted == "suvr":
+        region, about = _reference(pet, reference, uptake.data.shape, uptake.affine)
+        notes += about
+        if covered is not None:
+            region &= covered
+        units, per_unit = "SUVR", 1 / reference_mean(uptake.data.T, region, str(reference))
+    if per_unit != 1:
+        uptake.data[...] *= np.float32(per_unit)
+    return factor, units
+
+
+def _reference(
+    pet: str | os.PathLike[str],
+    reference: str | os.PathLike[str] | None,
+    shape: tuple[int, ...],
+    affine: Affine,
+) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
+    """Return the reference region on the grid, and notes."""
+    if reference is None:
+        raise ImageError(
+            f"SUVR was asked for, and there is no mask of the reference region for {pet}",
+            "Give reference_region with derivatives that hold *_label-REGION_mask.nii.gz, or a "
+            "manifest with the column reference",
+        )
+    region, notes = read_mask(reference, shape, affine)
+    return region, tuple(f"reference region: {note}" for note in notes)

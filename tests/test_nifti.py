@@ -16,7 +16,8 @@ from nibabel.orientations import apply_orientation
 from niftis import DATA, OBLIQUE, SHAPE, affine_of, patched, save
 
 from fusionflow.errors import GridError, ImageError, StoreError
-from fusionflow.io.nifti import Orientation, read_header, read_volume, write_rgb, write_volume
+from fusionflow.io.nifti import Orientation, read_header, read_volume
+from fusionflow.io.nifti_write import write_slices, write_volume
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bids"
 ORIENTATIONS = [
@@ -242,7 +243,7 @@ class TestColours:
     def test_lie_where_the_image_lies(self, tmp_path, codes):
         like = read_header(save(tmp_path / "t1w.nii.gz", affine=affine_of(codes))).orientation
         colours = np.random.default_rng(0).integers(0, 256, (*like.ras_shape, 3), np.uint8)
-        write_rgb(tmp_path / "rgb.nii.gz", colours, like)
+        write_slices(tmp_path / "rgb.nii.gz", colours.transpose(2, 1, 0, 3), like)
         image = nib.load(tmp_path / "rgb.nii.gz")
         np.testing.assert_allclose(image.affine, like.affine, atol=1e-5)
         assert image.get_data_dtype().names == ("R", "G", "B")
@@ -254,7 +255,7 @@ class TestColours:
     def test_of_another_grid_are_refused(self, tmp_path):
         like = read_header(save(tmp_path / "t1w.nii.gz")).orientation
         with pytest.raises(GridError):
-            write_rgb(tmp_path / "rgb.nii", np.zeros((2, 2, 2, 3), np.uint8), like)
+            write_slices(tmp_path / "rgb.nii", np.zeros((2, 2, 2, 3), np.uint8), like)
 
 
 class TestWriting:
@@ -312,3 +313,34 @@ def test_real_images_agree_with_nibabel_and_come_back(tmp_path, suffix):
         np.testing.assert_array_equal(after.get_fdata(), before.get_fdata(dtype=np.float32))
         for code in ("qform_code", "sform_code"):
             assert after.header[code] == before.header[code]
+
+
+class TestStreams:
+    """What goes block by block is what goes at once."""
+
+    def test_the_hash_is_of_the_whole_file(self, tmp_path):
+        path = save(tmp_path / "a.nii")
+        content = path.read_bytes()
+        for name, stored in (
+            ("longer.nii", content + b"more"),
+            ("members.nii.gz", gzip.compress(content[:700]) + gzip.compress(content[700:])),
+            ("padded.nii.gz", gzip.compress(content) + bytes(1000)),
+        ):
+            (tmp_path / name).write_bytes(stored)
+            volume = read_volume(tmp_path / name)
+            assert volume.sha256 == hashlib.sha256(stored).hexdigest()
+            np.testing.assert_array_equal(volume.data, DATA)
+
+    @pytest.mark.parametrize("codes", ORIENTATIONS)
+    @pytest.mark.parametrize("slab", [1, 2, 7])
+    def test_slabs_give_the_bytes_of_the_whole(self, tmp_path, codes, slab):
+        like = read_header(save(tmp_path / "t1w.nii", affine=affine_of(codes))).orientation
+        data = np.random.default_rng(0).random(like.ras_shape, np.float32)
+        write_volume(tmp_path / "whole.nii.gz", data, like)
+        write_slices(tmp_path / "slabs.nii.gz", data.T, like, slab=slab)
+        assert (tmp_path / "slabs.nii.gz").read_bytes() == (tmp_path / "whole.nii.gz").read_bytes()
+
+    def test_frames_without_any_weight_are_refused(self, tmp_path):
+        path = save(tmp_path / "a.nii", np.stack([DATA, DATA], -1))
+        with pytest.raises(ImageError, match="none of them has a weight"):
+            read_volume(path, frame_weights=[0, 0])

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from niftis import DATA, OBLIQUE, SHAPE, patched, save
 
 from fusionflow.errors import ImageError
-from fusionflow.io.nifti import read_header, read_volume, write_volume
+from fusionflow.io.nifti import read_header, read_volume
+from fusionflow.io.nifti_write import write_volume
 
 
 def dims(*dim: int) -> tuple[int, bytes]:

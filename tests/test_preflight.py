@@ -34,7 +34,7 @@ WORKERS = {
     address: {"nthreads": 2, "resources": {}, "memory_limit": 4_000_000_000}
     for address in ("tcp://10.0.0.1:1", "tcp://10.0.0.2:1")
 }
-SIZES = [Size("sub-01", 2 * 94 * 256 * 256, (94, 256, 256))]
+SIZES = [Size("sub-01", 94 * 256 * 256, (94, 256, 256))]
 ONE, TWO = WORKERS
 
 
@@ -126,8 +126,8 @@ class TestLines:
         assert preflight_checks.memory_check(workers, recipe_of(), SIZES).state == state
 
     def test_memory_that_is_enough_for_some(self):
-        small = Size("sub-02", 2 * 16**3, (16, 16, 16))
-        workers = {ONE: {**WORKERS[ONE], "memory_limit": 800_000_000}}
+        small = Size("sub-02", 16**3, (16, 16, 16))
+        workers = {ONE: {**WORKERS[ONE], "memory_limit": 900_000_000}}
         line = preflight_checks.memory_check(workers, recipe_of("dwt-max"), [*SIZES, small])
         assert line.state == "note"
         assert line.found.startswith("sub-01 needs")

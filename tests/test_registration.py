@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from fusionflow import registration, registration_itk
 from fusionflow.errors import ConfigurationError, ImageError
 from fusionflow.io.nifti import Orientation, Volume, read_volume
 from fusionflow.masks import head_mask
@@ -423,3 +424,31 @@ class TestMeanDisplacement:
         expected = np.linalg.norm(apart[0] - apart[1], axis=1).mean()
         assert mean_displacement(a, b, mask, self.affine) == pytest.approx(expected, abs=1e-9)
         assert mean_displacement(b, a, mask, self.affine) == pytest.approx(expected, abs=1e-9)
+
+
+class TestSlabs:
+    """What is smoothed and looked at slab by slab is what it would be at once, to the bit."""
+
+    def test_smoothed_voxels(self, monkeypatch):
+        monkeypatch.setattr(registration_itk, "_SLAB_VOXELS", 30 * 28 * 5)
+        data = np.random.default_rng(0).random((30, 28, 33), np.float32) * 3
+        sigma, first, step = np.array([1.3, 0.7, 2.1]), np.array([1, 0, 2]), np.array([3, 2, 4])
+        clipped = (np.clip(data, np.float32(0.5), np.float32(2)) - np.float32(0.5)) / np.float32(
+            1.5
+        )
+        whole = ndimage.gaussian_filter(clipped, sigma, mode="nearest", truncate=3)
+        found = registration_itk._smoothed(
+            registration_itk.Shown(data, (0.5, 2.0)), sigma, first, step
+        )
+        np.testing.assert_array_equal(found, whole[1::3, ::2, 2::4])
+
+    def test_voxels_of_the_head(self, monkeypatch):
+        monkeypatch.setattr(registration, "_LOOK_AT", 1000)
+        rng = np.random.default_rng(0)
+        data, head = rng.random((30, 28, 33), np.float32), rng.random((30, 28, 33)) > 0.4
+        wanted = data[head][:: max(1, int(head.sum()) // 1000) | 1]
+        np.testing.assert_array_equal(registration._some_inside(data, head), wanted)
+
+    def test_centre_of_the_head(self):
+        head = np.random.default_rng(0).random((30, 28, 33)) > 0.4
+        assert tuple(registration._centre(head)) == ndimage.center_of_mass(head)

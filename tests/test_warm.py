@@ -10,7 +10,7 @@ from runs import config, small_cohort
 from safetensors.torch import save_file
 
 import fusionflow as ff
-from fusionflow import backbones, graph, learned
+from fusionflow import fusion, graph
 from fusionflow.config import METHODS, RunConfig
 from fusionflow.warm import KeepNetwork, kept_network
 
@@ -31,7 +31,7 @@ def loads(client):
     """Networks that each worker process has read so far, by its name."""
 
     def count(dask_worker):
-        return dask_worker.name, backbones.trunks_made() + learned.models_made()
+        return dask_worker.name, fusion.networks_made()
 
     return dict(client.run(count).values())
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.io.files import read_json, write_bytes, write_json
-from fusionflow.io.nifti import Orientation, write_rgb, write_volume
+from fusionflow.io.nifti import Orientation
+from fusionflow.io.nifti_write import Slices, write_slices
 from fusionflow.ledger import OutputPaths
-from fusionflow.overlay import pet_on_mri
+from fusionflow.overlay import Overlay
 from fusionflow.pictures import mosaic, slices_to_show
 
 BIDS_VERSION = "1.10.0"
@@ -126,8 +127,8 @@ def _is_ours(description: Path) -> bool:
 def write_scan_files(
     folder: Path,
     label: str,
-    fused: npt.NDArray[np.float32],
-    conformed: dict[str, npt.NDArray[Any]],
+    volumes: Mapping[str, Slices],
+    slab: int,
     orientation: Orientation,
     sidecar: dict[str, Any],
     title: str,
@@ -141,10 +142,10 @@ def write_scan_files(
         Existing folder.
     label : str
         Scan.
-    fused : ndarray, (z, y, x) float32
-        On the MRI's grid in RAS+.
-    conformed : dict
-        ``mri``, ``pet``, ``mask``, (z, y, x).
+    volumes : mapping of str to Slices
+        ``mri``, ``pet``, ``mask`` and ``fused``, (z, y, x), on the MRI's grid in RAS+.
+    slab : int
+        Slices of them that are read at a time.
     orientation : Orientation
         Layout of the T1w file; the NIfTI gets the same.
     sidecar : dict
@@ -161,20 +162,20 @@ def write_scan_files(
     """
     names = scan_file_names(label)
     image, text, picture, colours, outlines = (folder / name for name in names)
-    overlay = pet_on_mri(conformed["mri"], conformed["pet"])
-    write_rgb(colours, overlay.transpose(2, 1, 0, 3), orientation)
-    write_volume(image, fused.transpose(2, 1, 0), orientation, description="fusionflow")
+    overlay = Overlay(volumes["mri"], volumes["pet"], slab)
+    write_slices(colours, overlay, orientation, slab=slab, description="PET on MRI")
+    write_slices(image, volumes["fused"], orientation, slab=slab, description="fusionflow")
     text.write_text(json.dumps(sidecar, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     affine = orientation.ras_affine
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
     mosaic(
         {
-            "MRI": conformed["mri"],
-            "PET": conformed["pet"],
-            "fused": fused,
+            "MRI": volumes["mri"],
+            "PET": volumes["pet"],
+            "fused": volumes["fused"],
             "PET on MRI": overlay,
         },
-        slices_to_show(conformed["mask"]),
+        slices_to_show(volumes["mask"][:]),
         title,
         (z, y, x),
     ).save(picture)

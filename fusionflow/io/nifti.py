@@ -1,8 +1,9 @@
-"""NIfTI in and out: RAS+ arrays inside, the file's own orientation outside.
+"""NIfTI in: from the orientation of a file to RAS+ arrays.
 
 Images are read to the closest RAS+ orientation by flips and permutations only, so that every voxel
-keeps its value, and are written back in the orientation of the file they belong to. Everything that
-is wrong with a file is an `ImageError` that names the file and the mend.
+keeps its value; `fusionflow.io.nifti_write` takes them back. They are read block by block, hashed
+and checked on the way, so that reading takes the memory of the volume that is returned and little
+more. Everything that is wrong with a file is an `ImageError` that names the file and the mend.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import apply_orientation, ornt_transform
 
-from fusionflow.errors import GridError, ImageError, StoreError
+from fusionflow.errors import ImageError
 from fusionflow.io.nifti_header import (
     AGAIN,
     GET,
@@ -31,25 +31,27 @@ from fusionflow.io.nifti_header import (
     Affine,
     ImageHeader,
     Orientation,
-    header_like,
     parse_header,
 )
 from fusionflow.untrusted import open_file
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 __all__ = [
     "Affine",
     "ImageHeader",
     "Orientation",
     "Volume",
+    "grid_of",
     "read_header",
     "read_volume",
-    "write_rgb",
-    "write_volume",
 ]
 
-_RAS = np.array([[0, 1], [1, 1], [2, 1]])
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 22
+#: Voxels that are read at a time.
+_BLOCK = 1 << 20
 #: Bytes that may follow the voxels, beyond as many as those are themselves.
 _MOST_AFTER = 1 << 22
 
@@ -81,6 +83,11 @@ class Volume:
     nonfinite: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def grid(self) -> Volume:
+        """Where it lies, with zeros for voxels, which take no memory."""
+        return replace(self, data=np.broadcast_to(np.float32(0), self.data.shape))
+
 
 def read_header(path: str | os.PathLike[str]) -> ImageHeader:
     """Read and check the header of an image; its voxels are left alone.
@@ -102,6 +109,13 @@ def read_header(path: str | os.PathLike[str]) -> ImageHeader:
     path = Path(path)
     with _saying_what_is_wrong(path), open_file(path) as stored:
         return _header_of(path, stored)[1]
+
+
+def grid_of(header: ImageHeader) -> Volume:
+    """Return an image without its voxels: where they would lie. It takes no memory."""
+    orientation = header.orientation
+    nothing = np.broadcast_to(np.float32(0), orientation.ras_shape)
+    return Volume(nothing, orientation.ras_affine, orientation, "")
 
 
 def _header_of(path: Path, stored: BinaryIO) -> tuple[BinaryIO, ImageHeader]:
@@ -134,128 +148,44 @@ def read_volume(
         as frames.
     """
     path = Path(path)
+    nonfinite, lowest, highest = 0, math.inf, -math.inf
     with _saying_what_is_wrong(path), open_file(path) as file:
-        stream, header = _header_of(path, file)  # before anything is read that takes room
+        _, header = _header_of(path, file)  # before anything is read that takes room
         weights, notes = _checked_weights(path, header, frame_weights)
+        orientation = header.orientation
+        data = np.empty(orientation.ras_shape, dtype=np.float32, order="F")
+        stored = orientation.as_stored(data)
         file.seek(0)
-        stored = file.read()
-        stream, _ = _content(io.BytesIO(stored))
-        stream.seek(header.offset)
-        values = _mean_frame(stream, header, weights)
+        hashed = _Hashed(file)
+        stream, _ = _content(file, io.BufferedReader(hashed, _CHUNK))
+        _skip(stream, header.offset)
+        # A value beyond float32 becomes infinite, and is counted with those that were.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for planes, values in _mean_frame(stream, header, weights):
+                finite = np.isfinite(values)
+                nonfinite += values.size - int(np.count_nonzero(finite))
+                lowest = min(lowest, float(values.min(where=finite, initial=np.inf)))
+                highest = max(highest, float(values.max(where=finite, initial=-np.inf)))
+                values[~finite] = 0
+                stored[:, :, planes] = values
         _read_to_end(path, stream, header.data_bytes + _MOST_AFTER)
 
-    finite = np.isfinite(values)
-    nonfinite = values.size - int(np.count_nonzero(finite))
-    if nonfinite == values.size:
+    if nonfinite == data.size:
         raise ImageError(f"{path} holds no finite value: every voxel is NaN or infinite", AGAIN)
     if nonfinite:
-        notes += (f"{nonfinite} of {values.size} voxels held NaN or infinity and were set to 0",)
-    lowest = values.min(where=finite, initial=np.inf)
-    highest = values.max(where=finite, initial=-np.inf)
+        notes += (f"{nonfinite} of {data.size} voxels held NaN or infinity and were set to 0",)
     if lowest == highest:
         raise ImageError(
             f"{path} is constant: every voxel is {lowest:g}", "Check how it was exported"
         )
-    values[~finite] = 0
-
-    orientation = header.orientation
     return Volume(
-        data=np.asfortranarray(apply_orientation(values, orientation.to_ras)),
+        data=data,
         affine=orientation.ras_affine,
         orientation=orientation,
-        sha256=hashlib.sha256(stored).hexdigest(),
+        sha256=hashed.sha256.hexdigest(),
         nonfinite=nonfinite,
         notes=header.notes + notes,
     )
-
-
-def write_volume(
-    path: str | os.PathLike[str],
-    data_ras: npt.ArrayLike,
-    like: Orientation,
-    *,
-    description: str = "fusionflow",
-) -> None:
-    """Write a RAS+ array as NIfTI-1 in the layout of a file on disk.
-
-    The file is float32 with ``like``'s shape, affine, qform, sform and codes, so that every viewer
-    lays it over that file. Where both codes are 0 the affine becomes an sform with code 2
-    (aligned). The same array gives the same bytes. The file appears whole or not at all.
-
-    Parameters
-    ----------
-    path : path-like
-        Where to write; gzip-compressed if the name ends in ``.gz``.
-    data_ras : array-like, (x, y, z)
-        Values on the RAS+ grid of ``like``; cast to float32.
-    like : Orientation
-        The layout to write, mostly ``read_volume(t1w).orientation``.
-    description : str
-        Text for the header's ``descrip``, at most 79 ASCII characters.
-
-    Raises
-    ------
-    GridError
-        If the array does not have the shape of ``like`` in RAS+.
-    StoreError
-        If the file cannot be written.
-    """
-    data = np.asarray(data_ras, dtype="<f4")
-    if data.shape != like.ras_shape:
-        raise GridError(
-            f"An array of shape {data.shape} cannot be written to {path}, "
-            f"whose grid is {like.ras_shape} in RAS+",
-            "Write arrays in (x, y, z) order, on the grid of the T1w image",
-        )
-    _write(Path(path), data, like, header_like(like, description))
-
-
-def write_rgb(path: str | os.PathLike[str], data_ras: npt.ArrayLike, like: Orientation) -> None:
-    """Write colours as NIfTI-1 of type RGB24, in the layout of a file on disk.
-
-    Parameters
-    ----------
-    path : path-like
-        As in `write_volume`.
-    data_ras : array-like, (x, y, z, 3) uint8
-        sRGB on the RAS+ grid of ``like``.
-    like : Orientation
-        As in `write_volume`.
-
-    Raises
-    ------
-    GridError, StoreError
-        As `write_volume`.
-    """
-    colours = np.ascontiguousarray(data_ras, dtype=np.uint8)
-    if colours.shape != (*like.ras_shape, 3):
-        raise GridError(f"Colours of shape {colours.shape} cannot be written to {path}")
-    data = colours.view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
-    _write(Path(path), data, like, header_like(like, "PET on MRI", data.dtype))
-
-
-def _write(path: Path, data: npt.NDArray[Any], like: Orientation, header: Any) -> None:  # noqa: ANN401
-    """Write a RAS+ array behind a header, whole or not at all."""
-    stored = apply_orientation(data, ornt_transform(_RAS, like.to_ras))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with contextlib.ExitStack() as files:
-            sink: Any = files.enter_context(temporary.open("wb"))
-            if path.name.endswith(".gz"):
-                # No file name and no time in the gzip header: the same array, the same bytes.
-                sink = files.enter_context(gzip.GzipFile("", "wb", 1, sink, mtime=0))
-            sink.write(header.binaryblock + bytes(4))
-            for k in range(stored.shape[2]):
-                sink.write(stored[:, :, k].tobytes(order="F"))
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "Check that the folder exists, is yours to write and has room",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -281,13 +211,38 @@ def _saying_what_is_wrong(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _content(stored: BinaryIO) -> tuple[BinaryIO, bool]:
-    """Return a stream of the uncompressed bytes, and whether they were compressed."""
+class _Hashed(io.RawIOBase):
+    """The bytes of a file in their order, hashed as they are read, so that none need be kept."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        got: int = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self.sha256.update(memoryview(buffer)[:got])
+        return got
+
+
+def _content(stored: BinaryIO, stream: BinaryIO | None = None) -> tuple[BinaryIO, bool]:
+    """Return a stream of the uncompressed bytes, and whether they were compressed.
+
+    They are read through `stream`, where it is given, which is to be at the start of `stored`.
+    """
     magic = stored.read(2)
     stored.seek(0)
     if magic == _GZIP_MAGIC:
-        return gzip.GzipFile(fileobj=stored, mode="rb"), True  # type: ignore[return-value]
-    return stored, False
+        return gzip.GzipFile(fileobj=stream or stored, mode="rb"), True  # type: ignore[return-value]
+    return stream or stored, False
+
+
+def _skip(stream: BinaryIO, count: int) -> None:
+    """Read on by so many bytes; what is hashed cannot be jumped over."""
+    while count > 0 and (got := len(stream.read(min(count, _CHUNK)))):
+        count -= got
 
 
 def _read_to_end(path: Path, stream: BinaryIO, most: int) -> None:
@@ -308,30 +263,43 @@ def _checked_weights(
         return [1 / n] * n, notes
     if len(weights) != n:
         raise ImageError(f"{path} has {n} frames, but {len(weights)} weights are given")
+    if not any(weights):
+        raise ImageError(f"{path} has {n} frames, and none of them has a weight")
     return list(weights), ()
 
 
 def _mean_frame(
     stream: BinaryIO, header: ImageHeader, weights: list[float]
-) -> npt.NDArray[np.float32]:
-    """Read frame after frame, so that memory holds one of them, and average."""
-    shape, dtype = header.shape[:3], header.dtype
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Read the frames and yield their mean, block by block: which planes, and their voxels.
+
+    One frame goes by as it is read; several take the memory of their sum.
+    """
+    dtype, (rows, columns, depth) = header.dtype, header.shape[:3]
     plain = header.slope == 1 and header.intercept == 0 and np.can_cast(dtype, np.float32)
-    total: npt.NDArray[Any] | None = None
-    # A value beyond float32 becomes infinite, and is counted with those that were.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for weight in weights:
-            frame = _array(stream, math.prod(shape), dtype).reshape(shape, order="F")
+    used = [number for number, weight in enumerate(weights) if weight]
+    total = np.empty((rows, columns, depth) if len(used) > 1 else 0, dtype=np.float64, order="F")
+    thick = max(1, _BLOCK // (rows * columns))
+    for number, weight in enumerate(weights):
+        for k in range(0, depth, thick):
+            planes = slice(k, min(k + thick, depth))
+            shape = (rows, columns, planes.stop - k)
+            block = _array(stream, math.prod(shape), dtype).reshape(shape, order="F")
             if weight == 0:  # even where it holds no number
                 continue
             if plain and len(weights) == 1:
-                return frame.astype(np.float32)
-            values = frame.astype(np.float64)
+                yield planes, block.astype(np.float32)
+                continue
+            values = block.astype(np.float64)
             values *= header.slope
             values += header.intercept
             values *= weight
-            total = values if total is None else total + values
-        return np.asarray(total).astype(np.float32)
+            if number != used[0]:
+                values += total[:, :, planes]
+            if number == used[-1]:
+                yield planes, values.astype(np.float32)
+            else:
+                total[:, :, planes] = values
 
 
 def _array(stream: BinaryIO, count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -13,7 +13,13 @@ from typing import Any, TypeAlias
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.orientations import aff2axcodes, inv_ornt_aff, io_orientation
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from nibabel.volumeutils import shape_zoom_affine
 
 from fusionflow.errors import ImageError
@@ -31,12 +37,13 @@ _MOST_EXPANSION = 1032
 # fiftieth. What shrinks more and is large was made to fill memory.
 _USUAL_EXPANSION = 250
 _LARGE_BYTES = 1 << 28
-# A head at 0.2 mm has 1e9 voxels; conforming takes some 20 bytes for each.
+# A head at 0.2 mm has 1e9 voxels; conforming takes some 11 bytes for each.
 _MOST_VOXELS = 1 << 30
 # A voxel may be an electron microscope's or a whale's, but not these.
 _SMALLEST_MM, _LARGEST_MM = 1e-6, 1e6
 _FARTHEST_MM = 1e9
 _ALIGNED = 2
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
 _LAST_CODE = 5
 _FLAT = 1e-6
 # Storing a quaternion as float32 can turn it by 1e-3 rad (near half turns, such as LPS), so a qform
@@ -93,6 +100,10 @@ class Orientation:
     def ras_affine(self) -> Affine:
         """Affine (4, 4) of the RAS+ array: its voxel indices (x, y, z) -> world mm."""
         return np.asarray(self.affine @ inv_ornt_aff(self.to_ras, self.shape), dtype=np.float64)
+
+    def as_stored(self, ras: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a view of an array (x, y, z) in RAS+ with the axes (i, j, k) of the file."""
+        return np.asarray(apply_orientation(ras, ornt_transform(_RAS, self.to_ras)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ in Zarr would say so.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from fusionflow.errors import StoreError
+from fusionflow.io.nifti_write import Slices
 from fusionflow.schema import Variable
 
 #: A scan has at most this many slabs, unless memory asks for more: a task costs milliseconds.
@@ -30,6 +32,8 @@ LEAST_SLAB = 16
 MOST_SLAB_BYTES = 64 * 2**20
 #: float32 bytes of one shard.
 MOST_SHARD_BYTES = 256 * 2**20
+
+_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,21 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
             "not whole shards"
         )
     array = zarr.open_array(path / name, mode="r+", zarr_format=3)
-    array[start:stop] = rows
+    # Chunk after chunk: Zarr holds a copy of each that it is at, and two of what it becomes. The
+    # setting is the process's, so that what reads meanwhile does as well; it gives the same bytes.
+    with _writing, zarr.config.set({"async.concurrency": 1}):
+        array[start:stop] = rows
 
 
 def read_rows(path: Path, name: str, start: int, stop: int) -> npt.NDArray[Any]:
     """Return slices `start` to `stop` of a volume, (stop - start, y, x)."""
-    array = zarr.open_array(path / name, mode="r", zarr_format=3)
-    return np.asarray(array[start:stop])
+    return np.asarray(open_volume(path, name)[start:stop])
+
+
+def open_volume(path: Path, name: str) -> Slices:
+    """Return a volume that is read when its slices are asked for."""
+    array: Slices = zarr.open_array(path / name, mode="r", zarr_format=3)
+    return array
 
 
 def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...]) -> None:

@@ -36,7 +36,7 @@ _PATIENCE = 60.0
 #: Where a fault can strike: stage of the task -> functions that such tasks call.
 PLACES = {
     "conform": ((stages, "stage_scan"),),
-    "read": ((stages, "conform"),),
+    "read": ((stages, "conform_into"),),
     "decompose": ((stages, "decompose_staged"),),
     "fuse": ((stages, "fuse_slab"),),
     "reconstruct": ((stages, "reconstruct_staged"),),

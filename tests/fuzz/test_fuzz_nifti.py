@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from fusionflow.config import ConformOptions
 from fusionflow.conform import conform
 from fusionflow.errors import ImageError
-from fusionflow.io.nifti import read_header, read_volume, write_volume
+from fusionflow.io.nifti import read_header, read_volume
+from fusionflow.io.nifti_write import write_volume
 from fusionflow.pet_info import pet_info
 
 GRID = (9, 8, 7)
