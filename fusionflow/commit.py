@@ -187,7 +187,7 @@ def _finish(
     store.write_small(group, "source", schema.SOURCES, ("source",))
     store.write_small(group, "metric", pair_names, ("metric",))
     store.write_small(group, "image_metric", image_names, ("image_metric",))
-    group.attrs.update(
+    group.update_attributes(  # at once: `attrs.update` writes them one by one
         {
             "layout": schema.LAYOUT_VERSION,
             "label": label,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-
-from fusionflow.io.nifti_write import Slices
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -49,8 +47,16 @@ def slices_to_show(mask: npt.NDArray[Any], count: int = 6) -> list[int]:
     return sorted({round(place) for place in places})
 
 
+class Planes(Protocol):
+    """Axial slices by number."""
+
+    def __getitem__(self, place: int, /) -> npt.NDArray[Any]:
+        """Return a slice."""
+        ...
+
+
 def mosaic(
-    volumes: Mapping[str, Slices],
+    volumes: Mapping[str, Planes],
     slices: Sequence[int],
     title: str,
     voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -59,8 +65,9 @@ def mosaic(
 
     Parameters
     ----------
-    volumes : mapping of str to Slices, (z, y, x) float or (z, y, x, 3) uint8
-        Name of a row -> its volume, 0 black and 1 white; or in colour.
+    volumes : mapping of str to Planes
+        Name of a row -> its slices by number, (y, x) float, 0 black and 1 white, or (y, x, 3)
+        uint8: a volume, or those of one that are shown.
     slices : sequence of int
         Slice numbers, one a column.
     title : str

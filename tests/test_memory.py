@@ -144,15 +144,29 @@ class TestLarge:
     )
     def test_fits(self, scan, method, registration, request, tmp_path):
         source = request.getfixturevalue(scan)
-        how = config(method, **({} if "vgg" in method else {"weights": None})).model_copy(
+        # One tap: what a network needs follows from its slabs, and those of a whole one are below.
+        options = {"taps": ("relu1_1",)} if "vgg" in method else {"weights": None}
+        how = config(method, **options).model_copy(
             update={"conform": ConformOptions(registration=registration)}
         )
-        limit = ClusterOptions(n_workers=1, memory_mb=LIMIT)
-        with highest_rss() as seen, clusters.connect(limit) as client:
-            before = set(client.scheduler_info()["workers"])
-            report = ff.run(source, tmp_path / "out", how, client=client)
-            assert set(client.scheduler_info()["workers"]) == before
-        print(scan, method, registration, {pid: f"{rss / 1e6:.0f} MB" for pid, rss in seen.items()})
-        assert [record.label for record in report.fused] == ["sub-01"]
-        assert report.fused[0].attempt == 1
-        assert max(seen.values()) < 0.95 * LIMIT * 1e6
+        fits(source, how, tmp_path / "out")
+
+    @pytest.mark.parametrize("method", ["dwt-vgg19", "dwt-vgg19-l1"])
+    def test_fits_beside_a_whole_network(self, method, tmp_path):
+        """On one slab of 64 slices, the most that a network is given at a time."""
+        source = write_scan(tmp_path / "bids", (512, 512, 64), 0.45)
+        how = config(method, weights="auto" if method == "dwt-vgg19" else "random:0")
+        fits(source, how, tmp_path / "out")
+
+
+def fits(source, how, out):
+    """Fuse a scan on a worker of 2 GiB, and make sure that it was never short of memory."""
+    limit = ClusterOptions(n_workers=1, memory_mb=LIMIT)
+    with highest_rss() as seen, clusters.connect(limit) as client:
+        before = set(client.scheduler_info()["workers"])
+        report = ff.run(source, out, how, client=client)
+        assert set(client.scheduler_info()["workers"]) == before
+    print(how.method.name, [f"{rss / 1e6:.0f} MB" for rss in seen.values()])
+    assert [record.label for record in report.fused] == ["sub-01"]
+    assert report.fused[0].attempt == 1
+    assert max(seen.values()) < 0.95 * LIMIT * 1e6

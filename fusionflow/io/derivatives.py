@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from fusionflow import schema
 from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.io.files import read_json, write_bytes, write_json
 from fusionflow.io.nifti import Orientation
 from fusionflow.io.nifti_write import Slices, write_slices
 from fusionflow.ledger import OutputPaths
-from fusionflow.overlay import Overlay
+from fusionflow.overlay import Overlay, pet_on_mri
 from fusionflow.pictures import mosaic, slices_to_show
 
 BIDS_VERSION = "1.10.0"
@@ -162,27 +164,39 @@ def write_scan_files(
     """
     names = scan_file_names(label)
     image, text, picture, colours, outlines = (folder / name for name in names)
-    overlay = Overlay(volumes["mri"], volumes["pet"], slab)
-    write_slices(colours, overlay, orientation, slab=slab, description="PET on MRI")
+    write_slices(
+        colours,
+        Overlay(volumes["mri"], volumes["pet"], slab),
+        orientation,
+        slab=slab,
+        description="PET on MRI",
+    )
     write_slices(image, volumes["fused"], orientation, slab=slab, description="fusionflow")
     text.write_text(json.dumps(sidecar, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     affine = orientation.ras_affine
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    places = slices_to_show(volumes["mask"][:])
+    mri, pet, fused = (planes(volumes[name], places, slab) for name in (*schema.SOURCES, "fused"))
+    colours_of = {z: pet_on_mri(mri[z], pet[z]) for z in places}
     mosaic(
-        {
-            "MRI": volumes["mri"],
-            "PET": volumes["pet"],
-            "fused": volumes["fused"],
-            "PET on MRI": overlay,
-        },
-        slices_to_show(volumes["mask"][:]),
+        {"MRI": mri, "PET": pet, "fused": fused, "PET on MRI": colours_of},
+        places,
         title,
         (z, y, x),
-    ).save(picture)
+    ).save(picture, compress_level=1)  # the default takes several times as long for a tenth less
     if registration is None:
         return names[:-1]
     outlines.write_bytes(registration)
     return names
+
+
+def planes(volume: Slices, places: Sequence[int], slab: int) -> dict[int, npt.NDArray[Any]]:
+    """Return some slices of a volume, reading each of its slabs once at most."""
+    found: dict[int, npt.NDArray[Any]] = {}
+    for start in sorted({place // slab * slab for place in places}):
+        rows = volume[start : start + slab]
+        found |= {z: rows[z - start].copy() for z in places if start <= z < start + slab}
+    return found
 
 
 def _uri(path: str) -> str:

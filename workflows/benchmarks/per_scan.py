@@ -108,8 +108,8 @@ def files_of(source: Path, folder: Path, label: str) -> list[float]:
         store.write_small(opened, name, [item.name for item in metrics], (name,))
     store.consolidate(group)
     times.append(time.perf_counter())
-    conformed = {"mri": mri, "pet": pet, "mask": mask}
-    write_scan_files(folder, label, mri, conformed, image.orientation, {"of": label}, label)
+    written = {item.name: store.open_volume(group, item.name) for item in volumes}
+    write_scan_files(folder, label, written, layout.slab, image.orientation, {"of": label}, label)
     times.append(time.perf_counter())
     flush_tree(folder)
     times.append(time.perf_counter())
