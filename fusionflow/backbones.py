@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Final, TypeVar
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 
@@ -87,34 +86,51 @@ _DENSENET_TAPS = {
 
 
 def _of_torchvision(
-    name: str, taps: Mapping[str, int], default_taps: tuple[str, ...], licence: str
+    name: str,
+    taps: Mapping[str, int],
+    default_taps: tuple[str, ...],
+    checksum: str,
+    size_mb: float,
+    file: str = "",
 ) -> Backbone:
-    """Describe a network of torchvision by what torchvision says of it."""
-    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    """Describe a network of torchvision, and its file of ImageNet weights as torchvision does.
+
+    What torchvision says of that is repeated, for importing it takes a worker 160 MB and more than
+    a second, and methods without a network have no need of it.
+    """
     return Backbone(
         name=name,
-        build=torchvision.models.get_model_builder(name),
+        build=partial(_build_by_torchvision, name),
         taps=taps,
         default_taps=default_taps,
-        url=weights.url,
-        size_mb=weights.meta["_file_size"],
-        licence=licence,
+        url=f"https://download.pytorch.org/models/{file or name}-{checksum}.pth",
+        size_mb=size_mb,
+        licence=_TORCHVISION,
     )
+
+
+def _build_by_torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    net: nn.Module = torchvision.models.get_model(name)
+    return net
 
 
 _TORCHVISION = "none stated for the weights; torchvision is BSD-3-Clause, ImageNet for research"
 _VGG_DEFAULT = ("relu1_1", "relu2_1", "relu3_1")
+_ALEXNET_DEFAULT = ("relu1", "relu2", "relu3")
+_DENSENET_DEFAULT = ("relu0", "denseblock1", "denseblock2")
 
 #: The networks that come with fusionflow, by name.
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
-        _of_torchvision("vgg19", _vgg_taps((2, 2, 4, 4, 4)), _VGG_DEFAULT, _TORCHVISION),
-        _of_torchvision("vgg16", _vgg_taps((2, 2, 3, 3, 3)), _VGG_DEFAULT, _TORCHVISION),
-        _of_torchvision("alexnet", _ALEXNET_TAPS, ("relu1", "relu2", "relu3"), _TORCHVISION),
+        _of_torchvision("vgg19", _vgg_taps((2, 2, 4, 4, 4)), _VGG_DEFAULT, "dcbb9e9d", 548.051),
+        _of_torchvision("vgg16", _vgg_taps((2, 2, 3, 3, 3)), _VGG_DEFAULT, "397923af", 527.796),
         _of_torchvision(
-            "densenet121", _DENSENET_TAPS, ("relu0", "denseblock1", "denseblock2"), _TORCHVISION
+            "alexnet", _ALEXNET_TAPS, _ALEXNET_DEFAULT, "7be5be79", 233.087, file="alexnet-owt"
         ),
+        _of_torchvision("densenet121", _DENSENET_TAPS, _DENSENET_DEFAULT, "a639ec97", 30.845),
     )
 }
 

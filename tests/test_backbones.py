@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -224,3 +226,19 @@ class TestCache:
         path.write_bytes(content)
         load_trunk(weights, ["relu1_1"])
         assert len(builds) == 2
+
+
+class TestWhatTorchvisionSays:
+    @pytest.mark.parametrize("name", BACKBONES)
+    def test_of_its_files_is_repeated_truly(self, name):
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        assert BACKBONES[name].url == weights.url
+        assert BACKBONES[name].size_mb == weights.meta["_file_size"]
+
+    def test_is_not_asked_by_methods_without_a_network(self):
+        """It takes a worker 160 MB."""
+        script = (
+            "import sys; import fusionflow.stages, fusionflow.runner; "
+            "sys.exit('torchvision' in sys.modules or 'SimpleITK' in sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True)
