@@ -27,10 +27,11 @@ from fusionflow.transform import check_levels
 
 #: Measured: bytes that a worker holds for each voxel of the largest image of a scan while it
 #: conforms, stores or finishes that, and for each pixel of a slice while the network reads it,
-#: beside what it needs to be there at all.
+#: beside what it needs to be there at all, and to have a network.
 _BYTES_A_VOXEL = 11
 _BYTES_A_PIXEL_OF_NETWORK = 2_000
-BYTES_OF_A_WORKER = 840e6
+BYTES_OF_A_WORKER = 670e6
+_BYTES_OF_A_NETWORK = 170e6
 #: Slices that are fused to see how long it takes.
 _PROBE_SLICES = 2
 
@@ -149,8 +150,11 @@ def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
     reads_network : bool
         Whether the method has a network.
     """
-    network = pixels * _BYTES_A_PIXEL_OF_NETWORK if reads_network else 0
-    return BYTES_OF_A_WORKER + max(voxels * _BYTES_A_VOXEL, network)
+    need = BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL
+    if reads_network:  # one stage at a time
+        need = max(need, BYTES_OF_A_WORKER + pixels * _BYTES_A_PIXEL_OF_NETWORK)
+        need += _BYTES_OF_A_NETWORK
+    return need
 
 
 def seconds_a_slice(recipe: Recipe, rows: int, columns: int) -> float:
