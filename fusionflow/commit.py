@@ -38,7 +38,8 @@ from fusionflow.io.files import discard, flush, flush_tree, relative_to, utc_now
 from fusionflow.ledger import publish
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
 from fusionflow.records import OutputFile, Published
-from fusionflow.stages import FusedSlab, Job, Seconds, Staged
+from fusionflow.stages import FusedSlab, Seconds
+from fusionflow.staging import Job, Staged
 from fusionflow.summary import scan_figures
 
 

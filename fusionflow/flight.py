@@ -27,7 +27,7 @@ from fusionflow.io.files import discard
 from fusionflow.placement import gpus_of, workers_of
 from fusionflow.planning import BYTES_OF_A_WORKER
 from fusionflow.records import Published
-from fusionflow.stages import Job
+from fusionflow.staging import Job
 from fusionflow.trouble import Trouble, Verdict, took_too_long, understand
 
 logger = logging.getLogger(__name__)

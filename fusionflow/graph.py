@@ -19,7 +19,7 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from fusionflow import commit, fusion, schema, stages
+from fusionflow import commit, fusion, schema, stages, staging
 from fusionflow.config import Method, named_method
 from fusionflow.errors import ConfigurationError
 from fusionflow.io.store import Layout
@@ -43,7 +43,7 @@ def check_dask_settings() -> None:
         )
 
 
-def scan_graph(job: stages.Job) -> Delayed:
+def scan_graph(job: staging.Job) -> Delayed:
     """Return the graph of one scan; its value is the `Published` record.
 
     Its task names begin with the stage: ``conform``, ``decompose``, ``fuse``, ``reconstruct``,
@@ -55,7 +55,7 @@ def scan_graph(job: stages.Job) -> Delayed:
         return (f"{stage}-{token}", label, *index)
 
     layers: dict[str, dict[Any, Any]] = {
-        "conform": {key("conform"): (stages.stage_scan, job)},
+        "conform": {key("conform"): (staging.stage_scan, job)},
         "decompose": {},
         "fuse": {},
         "reconstruct": {},
@@ -63,11 +63,11 @@ def scan_graph(job: stages.Job) -> Delayed:
     slabs = job.layout.slabs
     for i, (start, stop) in enumerate(slabs):
         layers["decompose"][key("decompose", i)] = (
-            stages.decompose_staged, job, key("conform"), start, stop,
+            staging.decompose_staged, job, key("conform"), start, stop,
         )  # fmt: skip
         layers["fuse"][key("fuse", i)] = (stages.fuse_slab, key("decompose", i), job.recipe)
         layers["reconstruct"][key("reconstruct", i)] = (
-            stages.reconstruct_staged, job, key("fuse", i), start, stop,
+            staging.reconstruct_staged, job, key("fuse", i), start, stop,
         )  # fmt: skip
     shards = job.layout.shards
     final: tuple[Any, ...]

@@ -44,7 +44,8 @@ from fusionflow.ledger import (
 from fusionflow.preflight import preflight
 from fusionflow.records import Attempt, Published
 from fusionflow.runlock import RunLock
-from fusionflow.stages import Job, Recipe
+from fusionflow.stages import Recipe
+from fusionflow.staging import Job
 from fusionflow.survey import Standing, asked_again, new_attempt, removed_labels, survey
 from fusionflow.transform import check_levels
 from fusionflow.trouble import Trouble, understand

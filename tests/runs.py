@@ -8,7 +8,7 @@ from fusionflow.io.nifti import read_header
 from fusionflow.io.store import Layout
 from fusionflow.ledger import OutputPaths
 from fusionflow.phantom import COHORT, write_cohort
-from fusionflow.stages import Job
+from fusionflow.staging import Job
 from fusionflow.survey import new_attempt, request_of
 
 LABELS = [f"sub-{subject}_ses-{session}" for subject, session in COHORT]

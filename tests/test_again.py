@@ -12,7 +12,7 @@ import pytest
 from runs import LABELS, config, job_of, leftovers
 
 import fusionflow as ff
-from fusionflow import commit, stages
+from fusionflow import commit, stages, staging
 from fusionflow.config import Wavelet
 from fusionflow.errors import (
     ConfigurationError,
@@ -190,18 +190,18 @@ class TestTasksThatRunTwice:
             for scan in discover(phantom_bids).scans
             if scan.label == "sub-02_ses-baseline"
         )
-        staged = stages.stage_scan(job)
-        assert stages.stage_scan(job).version == staged.version
+        staged = staging.stage_scan(job)
+        assert staging.stage_scan(job).version == staged.version
         slabs = []
         for start, stop in job.layout.slabs:
-            bands = stages.decompose_staged(job, staged, start, stop)
+            bands = staging.decompose_staged(job, staged, start, stop)
             fused_bands = stages.fuse_slab(bands, job.recipe)
-            slabs.append(stages.reconstruct_staged(job, fused_bands, start, stop))
+            slabs.append(staging.reconstruct_staged(job, fused_bands, start, stop))
         commit.commit_slabs(job, staged, slabs)
         # The first run may have been cut short anywhere.
         shutil.rmtree(job.group / "source")
         (job.staging / "files" / ".half.nii.gz.part").write_bytes(b"half")
-        stages.reconstruct_staged(job, fused_bands, start, stop)  # what it reads is still there
+        staging.reconstruct_staged(job, fused_bands, start, stop)  # what it reads is still there
         record = commit.publish_scan(job, commit.commit_slabs(job, staged, slabs))
         assert record.version == ff.open_cohort(fused[0]).record(record.label).version
         np.testing.assert_array_equal(

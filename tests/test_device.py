@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from runs import config, job_of
 from strategies import random_stack
 
-from fusionflow import commit, stages
+from fusionflow import commit, stages, staging
 from fusionflow.backbones import Trunk, resolve_weights
 from fusionflow.config import METHODS, Method
 from fusionflow.device import Batch, arithmetic
@@ -216,13 +216,13 @@ class TestOutOfMemory:
     def test_the_record_says_so(self, phantom_bids, tmp_path, short_of_memory):
         scan: Scan = discover(phantom_bids).scans[0]
         job = job_of(scan, phantom_bids, tmp_path)
-        staged = stages.stage_scan(job)
+        staged = staging.stage_scan(job)
         short_of_memory(3)
         slabs = []
         for start, stop in job.layout.slabs:
-            bands = stages.decompose_staged(job, staged, start, stop)
+            bands = staging.decompose_staged(job, staged, start, stop)
             fused = stages.fuse_slab(bands, job.recipe)
-            slabs.append(stages.reconstruct_staged(job, fused, start, stop))
+            slabs.append(staging.reconstruct_staged(job, fused, start, stop))
         record = commit.commit_slabs(job, staged, slabs)
         assert record.software["batch"] == "2"
         (note,) = (note for note in record.notes if "Out of memory" in note)

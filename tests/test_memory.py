@@ -12,7 +12,7 @@ import pytest
 from runs import config, job_of
 
 import fusionflow as ff
-from fusionflow import clusters, commit, stages
+from fusionflow import clusters, commit, stages, staging
 from fusionflow.config import ClusterOptions, ConformOptions
 from fusionflow.io.bids import discover
 
@@ -105,11 +105,11 @@ class TestBytesAVoxel:
         job = job_of(scan, source, tmp_path / "out", how)
         voxels = np.prod(job.layout.shape)
         with most_bytes() as conforming:
-            staged = stages.stage_scan(job)
+            staged = staging.stage_scan(job)
         slabs = []
         for start, stop in job.layout.slabs:
-            fused = stages.fuse_slab(stages.decompose_staged(job, staged, start, stop), job.recipe)
-            slabs.append(stages.reconstruct_staged(job, fused, start, stop))
+            fused = stages.fuse_slab(staging.decompose_staged(job, staged, start, stop), job.recipe)
+            slabs.append(staging.reconstruct_staged(job, fused, start, stop))
         shards = [commit.write_shard(job, 0, slabs)]
         with most_bytes() as finishing:
             commit.commit(job, staged, shards)

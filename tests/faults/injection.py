@@ -24,7 +24,7 @@ from typing import Any
 import distributed
 import numpy as np
 
-from fusionflow import commit, stages
+from fusionflow import commit, stages, staging
 
 #: Names the folder of orders, to workers that this environment is handed down to.
 VARIABLE = "FUSIONFLOW_FAULTS"
@@ -35,11 +35,11 @@ _PATIENCE = 60.0
 
 #: Where a fault can strike: stage of the task -> functions that such tasks call.
 PLACES = {
-    "conform": ((stages, "stage_scan"),),
-    "read": ((stages, "conform_into"),),
-    "decompose": ((stages, "decompose_staged"),),
+    "conform": ((staging, "stage_scan"),),
+    "read": ((staging, "conform_into"),),
+    "decompose": ((staging, "decompose_staged"),),
     "fuse": ((stages, "fuse_slab"),),
-    "reconstruct": ((stages, "reconstruct_staged"),),
+    "reconstruct": ((staging, "reconstruct_staged"),),
     "write": ((commit, "write_shard"),),
     "commit": ((commit, "commit_slabs"), (commit, "commit")),
 }
