@@ -89,7 +89,7 @@ def main() -> None:
     "--preflight",
     "only_check",
     is_flag=True,
-    help="Look whether the cluster can do it: versions, GPUs, weights, files, memory; do nothing.",
+    help="Look whether the cluster can do it (versions, GPUs, weights, files, memory), no more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: of a dry run, or the summary.")
 @click.option("--retry-failed", is_flag=True, help="Try scans in quarantine again, too.")

@@ -71,6 +71,11 @@ def connect(options: ClusterOptions, *, torch_threads: int = 1) -> Iterator[dist
         worker process.
     """
     with contextlib.ExitStack() as stack:
+        if options.gpu == "required" and options.address is None and not options.starts_gpus:
+            raise ConfigurationError(
+                "A GPU is required, and workers of this machine's processors have none",
+                "Take --cluster cuda, or the address of a scheduler",
+            )
         if options.address is None:
             patient = {"distributed.deploy.lost-worker-timeout": _LOST_WORKER_TIMEOUT}
             stack.enter_context(dask.config.set(patient))
@@ -163,7 +168,7 @@ def _local(options: ClusterOptions, torch_threads: int) -> distributed.LocalClus
     _check_main_module()
     memory, threads = _memory(options), options.threads_per_worker or 1
     workers = options.n_workers or local_workers(memory, threads * torch_threads)
-    with _settings():
+    with _settings(options):
         return distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,
@@ -184,7 +189,7 @@ def _cuda(options: ClusterOptions, torch_threads: int) -> distributed.SpecCluste
     wanted = cuda_options(options, torch_threads)
     from dask_cuda import LocalCUDACluster
 
-    with _settings():
+    with _settings(options):
         return LocalCUDACluster(**wanted)
 
 
@@ -216,7 +221,8 @@ def cuda_options(options: ClusterOptions, torch_threads: int) -> dict[str, Any]:
         ) from error
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        there = len([name for name in visible.split(",") if name.strip()])
+        named = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+        there = min(there, len(named)) if all(name.isdigit() for name in named) else len(named)
     workers = options.n_workers or there
     if not 0 < workers <= there:
         raise ClusterError(
@@ -251,7 +257,7 @@ def _on_this_machine(options: ClusterOptions) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _settings() -> Iterator[None]:
+def _settings(options: ClusterOptions) -> Iterator[None]:
     """Set what workers and scheduler of this machine start with."""
     environment = {
         **dask.config.get("distributed.nanny.pre-spawn-environ", {}),
@@ -262,7 +268,7 @@ def _settings() -> Iterator[None]:
         # A scan that was on a worker that died twice is tried again with nothing beside it.
         "distributed.scheduler.allowed-failures": 1,
         # Else a task whose last possible worker is gone waits for ever.
-        "distributed.scheduler.no-workers-timeout": f"{_PATIENCE * 10}s",
+        "distributed.scheduler.no-workers-timeout": f"{options.patience + 2 * _PATIENCE}s",
     }
     with dask.config.set(settings), _workers_leave_interrupts_to_us():
         yield

@@ -25,8 +25,9 @@ from fusionflow.errors import ClusterError, FusionflowError, LockedError
 from fusionflow.graph import scan_graph
 from fusionflow.io.files import discard
 from fusionflow.placement import gpus_of, workers_of
-from fusionflow.planning import BYTES_OF_A_WORKER
+from fusionflow.planning import bytes_for_scans
 from fusionflow.records import Published
+from fusionflow.stages import Recipe
 from fusionflow.staging import Job
 from fusionflow.trouble import Trouble, Verdict, took_too_long, understand
 
@@ -36,8 +37,6 @@ logger = logging.getLogger(__name__)
 _TICK = 1.0
 #: Seconds between two looks for workers.
 _WORKERS_EVERY = 10.0
-#: Of a worker's memory, for what scans in flight hold: Dask begins to spill at 0.6.
-_SHARE = 0.6
 #: Bytes a voxel: bands of both sources, fused bands, the fused slab.
 _BYTES_A_VOXEL = 20.0
 #: Seconds for a worker to restart.
@@ -81,8 +80,8 @@ class Flight:
         Told of what happens.
     options : ClusterOptions
         Gives window, time limit and patience.
-    needs_gpu : bool
-        Whether a worker without a GPU cannot do the work.
+    recipe : Recipe
+        Whether there is a network, and whether a worker without a GPU cannot do the work.
     """
 
     def __init__(
@@ -90,10 +89,10 @@ class Flight:
         client: distributed.Client,
         ground: Ground,
         options: ClusterOptions,
-        *,
-        needs_gpu: bool = False,
+        recipe: Recipe,
     ) -> None:
-        self.client, self.ground, self.needs_gpu = client, ground, needs_gpu
+        self.client, self.ground = client, ground
+        self.needs_gpu, self.reads_network = recipe.needs_gpu, recipe.weights is not None
         self._wanted, self.patience = options.window, options.patience
         self.time_limit = options.time_limit
         self.window = self.bytes = 0.0
@@ -149,7 +148,7 @@ class Flight:
                 self._next.append(job)  # until others have landed
                 break
             self._send(job)
-        if not self._aloft and self._alone:
+        while not self._aloft and self._alone:  # one that cannot be sent is dealt with at once
             self._send(self._alone.popleft())
         return bool(self._aloft)
 
@@ -293,7 +292,7 @@ class Flight:
         threads = sum(worker["nthreads"] for worker in workers.values())
         self.window = self._wanted or max(2, 2 * threads)
         limits = [worker.get("memory_limit") or float("inf") for worker in workers.values()]
-        self.bytes = sum(max(0.0, limit * _SHARE - BYTES_OF_A_WORKER) for limit in limits)
+        self.bytes = bytes_for_scans(limits, reads_network=self.reads_network)
 
 
 def bytes_in_flight(job: Job) -> float:

@@ -22,15 +22,15 @@ from fusionflow.io.files import json_bytes, replaced
 from fusionflow.ledger import OutputPaths, read_attempt, read_published, scan_labels
 from fusionflow.records import Attempt, Published
 
-__all__ = ["Index", "Records", "gather_index", "read_index", "write_index"]
+__all__ = ["Index", "Records", "gather_index", "is_whole", "read_index", "write_index"]
 
 logger = logging.getLogger(__name__)
 
 INDEX_VERSION: Final = 2
 _FIRST: Final = b'{"index": %d, "published": [' % INDEX_VERSION
 _MIDDLE: Final = b'], "failures": ['
-#: A record begins with its label; one that JSON writes otherwise is no label.
-_LABEL: Final = re.compile(rb'\{"label": "([^"\\/]+)"')
+#: A record begins with its label.
+_LABEL: Final = re.compile(rb'\{"label": ("(?:[^"\\]|\\.)+")')
 
 
 class Records(Sequence[Published]):
@@ -107,8 +107,8 @@ def _line(content: dict[str, Any]) -> bytes:
 def _label(line: bytes) -> str:
     """Return the label of a line."""
     found = _LABEL.match(line)
-    label = str(json.loads(b'"%s"' % found[1])) if found else ""
-    if not label or label.startswith("."):
+    label = str(json.loads(found[1])) if found else ""
+    if not label or label.startswith(".") or "/" in label:
         raise ValueError(f"{line[:80]!r} is no record")
     return label
 
@@ -258,6 +258,15 @@ def _parsed(data: bytes) -> Index:
         Attempt.from_json(json.loads(line.removesuffix(b","))) for line in lines[middle + 1 :]
     )
     return Index(published, failures, tuple(map(str, about["removed"])))
+
+
+def is_whole(paths: OutputPaths) -> bool:
+    """Whether there is an index that can be read."""
+    try:
+        _parsed(paths.index.read_bytes())
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_index(paths: OutputPaths) -> Index:

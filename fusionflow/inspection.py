@@ -15,7 +15,7 @@ import distributed
 import torch
 
 from fusionflow.commit import software_versions
-from fusionflow.errors import FusionflowError, InputError
+from fusionflow.errors import FusionflowError
 from fusionflow.fusion import load_network
 from fusionflow.planning import seconds_a_slice
 from fusionflow.stages import Recipe, device_of
@@ -35,8 +35,8 @@ class Question:
         Whether this worker will.
     shape : tuple of int
         Of the slices (y, x) that it fuses to see how long that takes.
-    files : tuple of (str, int)
-        Inputs and their sizes.
+    files : tuple of str
+        Inputs.
     meeting : str
         A folder of the output that holds a file ``client``, and where it writes one of its own.
     name : str
@@ -46,7 +46,7 @@ class Question:
     recipe: Recipe
     reads_network: bool
     shape: tuple[int, int]
-    files: tuple[tuple[str, int], ...]
+    files: tuple[str, ...]
     meeting: str
     name: str
 
@@ -68,7 +68,7 @@ class Facts:
     network : str
         What is wrong with the weights, "" for nothing.
     missing : tuple of str
-        Inputs that it does not see as they are.
+        Inputs that it does not see.
     output : str
         What is wrong with the output folder, "" for nothing.
     scratch : str
@@ -76,7 +76,7 @@ class Facts:
     scratch_bytes : int
         Free there.
     seconds_a_slice : float or None
-        As it measured.
+        As it measured; None if it could not, or is not to fuse.
     """
 
     host: str
@@ -91,6 +91,9 @@ class Facts:
     seconds_a_slice: float | None
 
 
+_TROUBLE = (FusionflowError, OSError, RuntimeError, MemoryError)
+
+
 def inspect(question: Question) -> Facts:
     """Answer a question; a task on the worker that is asked."""
     recipe = question.recipe
@@ -98,18 +101,19 @@ def inspect(question: Question) -> Facts:
     try:
         if question.reads_network and recipe.weights is not None:
             load_network(recipe.method, recipe.weights, device_of(recipe))
-        with contextlib.suppress(InputError):  # slices too small are a scan's own fault
+    except _TROUBLE as error:
+        network = str(error) or type(error).__name__
+    else:
+        with contextlib.suppress(*_TROUBLE):  # what a scan meets is the scan's, and found there
             seconds = _seconds(question)
-    except (FusionflowError, OSError, RuntimeError, MemoryError) as error:
-        network = str(error)
     scratch = _scratch()
     return Facts(
         host=socket.gethostname(),
         versions=versions(),
-        cuda=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        cuda=_cuda(),
         device=device_of(recipe),
         network=network,
-        missing=tuple(path for path, size in question.files if not _is_there(path, size)),
+        missing=tuple(path for path in question.files if not os.path.exists(path)),
         output=_meet(Path(question.meeting), question.name),
         scratch=scratch,
         scratch_bytes=shutil.disk_usage(scratch).free,
@@ -126,6 +130,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def _cuda() -> str:
+    try:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    except RuntimeError:  # a driver that does not fit
+        return ""
+
+
 def _seconds(question: Question) -> float | None:
     """Time a slice, where this worker is one that fuses."""
     recipe = question.recipe
@@ -139,13 +150,6 @@ def _scratch() -> str:
         return str(distributed.get_worker().local_directory)
     except ValueError:
         return os.getcwd()
-
-
-def _is_there(path: str, size: int) -> bool:
-    try:
-        return os.stat(path).st_size == size
-    except OSError:
-        return False
 
 
 def _meet(folder: Path, name: str) -> str:

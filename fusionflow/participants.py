@@ -145,7 +145,7 @@ class ParticipantLevel:
                 self.tell(Started(client.dashboard_link))
                 self._check(client, first)
                 stack.enter_context(kept_network(client, self.recipe))
-                flight = Flight(client, self, options, needs_gpu=self.recipe.needs_gpu)
+                flight = Flight(client, self, options, self.recipe)
                 flight.fly(self._jobs(first, rest))
         finally:  # now that the workers are gone, for they wrote until then
             if self._begun:  # interrupted
@@ -157,7 +157,12 @@ class ParticipantLevel:
         """Stop what would fail later, before anything is done."""
         scans = {scan.label: scan for scan in (first.scan, *self.plan.found.scans) if scan}
         self.recipe, looked = preflight(
-            client, self.recipe, list(scans.values()), self.paths.root, self.config.cluster
+            client,
+            self.recipe,
+            list(scans.values()),
+            self.paths.root,
+            self.config.cluster,
+            self.config.conform.space,
         )
         self.tell(looked)
         looked.raise_if_failed()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fusionflow.frames import frame_weights, parse_frames
 from fusionflow.graph import make_recipe
 from fusionflow.io.files import relative_to
 from fusionflow.io.inputs import find_scans
-from fusionflow.io.nifti import Volume, grid_of, read_header
+from fusionflow.io.nifti import ImageHeader, Volume, grid_of, read_header
 from fusionflow.io.scans import Excluded, Scan
 from fusionflow.io.store import Layout
 from fusionflow.masks import mask_rule
@@ -32,6 +33,8 @@ _BYTES_A_VOXEL = 11
 _BYTES_A_PIXEL_OF_NETWORK = 2_000
 BYTES_OF_A_WORKER = 670e6
 _BYTES_OF_A_NETWORK = 170e6
+#: Of a worker's memory, for itself and what scans in flight hold: there Dask begins to spill.
+_SHARE = 0.6
 #: Slices that are fused to see how long it takes.
 _PROBE_SLICES = 2
 
@@ -138,6 +141,28 @@ def plan(
     return Outlooks(tuple(scans), tuple(excluded), tuple(notes))
 
 
+def voxels_held(t1w: ImageHeader, pet: ImageHeader, grid: int) -> int:
+    """Return the voxels of the largest volume that conforming holds, in those of float32.
+
+    Parameters
+    ----------
+    t1w, pet : ImageHeader
+        The images.
+    grid : int
+        Voxels of the grid that results get.
+    """
+    of_mri, of_pet = (math.prod(image.orientation.ras_shape) for image in (t1w, pet))
+    if pet.n_frames > 1:  # their mean is made in float64, beside the frame that is next
+        of_pet = of_pet * (_BYTES_A_VOXEL + 8) // _BYTES_A_VOXEL
+    return max(grid, of_mri, of_pet)
+
+
+def bytes_for_scans(limits: Iterable[float], *, reads_network: bool) -> float:
+    """Return how many bytes scans in flight may hold, together, on workers of such limits."""
+    bare = BYTES_OF_A_WORKER + (_BYTES_OF_A_NETWORK if reads_network else 0)
+    return sum(max(0.0, limit * _SHARE - bare) for limit in limits)
+
+
 def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
     """Return about how many bytes a worker needs for a scan.
 
@@ -200,7 +225,6 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         steps.append(f"both resampled onto {options.space.name}, {describe_grid(grid)}")
     steps.append(_units_step(scan, config))
     steps.append(f"{config.method.name} on {z} slices of {y} x {x}")
-    voxels = max(x * y * z, mri.data.size, uptake.data.size)
     layout = Layout.of_shape((z, y, x))
     size_x, size_y, size_z = np.linalg.norm(grid.affine[:3, :3], axis=0).tolist()
     return Outlook(
@@ -211,7 +235,9 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         steps=tuple(steps),
         notes=(*scan.notes, *(f"T1w: {n}" for n in t1w.notes), *(f"PET: {n}" for n in pet.notes)),
         memory_bytes=memory_needed(
-            voxels, x * y, reads_network=bool(probe and probe.recipe.weights)
+            voxels_held(t1w, pet, x * y * z),
+            x * y,
+            reads_network=bool(probe and probe.recipe.weights),
         ),
         seconds=None if probe is None else probe.seconds_a_slice(y, x) * z,
     )

@@ -7,7 +7,6 @@ run needs and shown as one table; what would fail stops the run there.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from fusionflow.io.files import UNFINISHED, discard
 from fusionflow.io.nifti import read_header
 from fusionflow.io.scans import Scan
 from fusionflow.placement import RESOURCE, advertised, gpus_of, workers_of
+from fusionflow.planning import voxels_held
 from fusionflow.preflight_checks import (
     Check,
     Size,
@@ -35,6 +35,7 @@ from fusionflow.preflight_checks import (
     memory_check,
     network_check,
     output_check,
+    probe_of,
     time_check,
     versions_check,
 )
@@ -83,6 +84,7 @@ def preflight(
     scans: Sequence[Scan],
     out: Path,
     options: ClusterOptions,
+    space: Path | None = None,
 ) -> tuple[Recipe, Preflight]:
     """Settle whether networks run on GPUs, and look whether a cluster can do a run.
 
@@ -98,6 +100,8 @@ def preflight(
         The output folder, which exists.
     options : ClusterOptions
         Whether a GPU is needed, and how long to wait for a worker.
+    space : Path, optional
+        The image whose grid results get.
 
     Returns
     -------
@@ -114,14 +118,14 @@ def preflight(
     recipe = replace(recipe, needs_gpu=_needs_gpu(client, recipe, options))
     await_workers(client, options.patience, with_gpu=recipe.needs_gpu)
     sample = list(scans[:: max(1, len(scans) // _SAMPLE)][:_SAMPLE])
-    sizes = _sizes(sample)
+    sizes = _sizes(sample, space)
     meeting = out / f"{UNFINISHED}preflight-{uuid.uuid4().hex[:8]}"
     known = workers_of(client)
     try:
         meeting.mkdir()
         (meeting / "client").write_bytes(b"")
         asked = _ask(client, known, recipe, sample, sizes, meeting)
-        facts, wrong, silent = _answers(client, asked)
+        facts, wrong, silent = _answers(client, asked, options.patience)
         seen = {path.name for path in meeting.iterdir()}
     except OSError as error:
         raise ClusterError(
@@ -150,14 +154,14 @@ def _needs_gpu(client: distributed.Client, recipe: Recipe, options: ClusterOptio
     return options.needs_gpu or advertised(client) > 0
 
 
-def _sizes(scans: Iterable[Scan]) -> list[Size]:
+def _sizes(scans: Iterable[Scan], space: Path | None) -> list[Size]:
     """Return how large scans are, those that can be read."""
     found = []
     for scan in scans:
         with contextlib.suppress(FusionflowError):
-            x, y, z = read_header(scan.t1w).orientation.ras_shape
-            i, j, k = read_header(scan.pet).orientation.ras_shape
-            found.append(Size(scan.label, max(x * y * z, i * j * k), (z, y, x)))
+            t1w, pet = read_header(scan.t1w), read_header(scan.pet)
+            x, y, z = (t1w if space is None else read_header(space)).orientation.ras_shape
+            found.append(Size(scan.label, voxels_held(t1w, pet, x * y * z), (z, y, x)))
     return found
 
 
@@ -170,10 +174,8 @@ def _ask(
     meeting: Path,
 ) -> dict[str, distributed.Future]:
     """Ask every worker."""
-    files = []
-    for path in {path for scan in sample for path in scan.files.values()}:
-        with contextlib.suppress(OSError):  # that it is not here is found as the scan's own fault
-            files.append((str(path), os.stat(path).st_size))
+    # One that is not here either is its scan's own fault; sizes may change: some are on their way.
+    inputs = {path for scan in sample for path in scan.files.values() if path.exists()}
     token = uuid.uuid4().hex[:8]
     asked: dict[str, distributed.Future] = {}
     for index, (address, worker) in enumerate(known.items()):
@@ -181,8 +183,8 @@ def _ask(
         question = Question(
             recipe=recipe,
             reads_network=recipe.weights is not None and (with_gpu or not recipe.needs_gpu),
-            shape=sizes[0].shape[1:] if sizes else (64, 64),
-            files=tuple(sorted(files)),
+            shape=probe_of(sizes),
+            files=tuple(sorted(map(str, inputs))),
             meeting=str(meeting),
             name=f"worker-{index}",
         )
@@ -194,27 +196,31 @@ def _ask(
 
 
 def _answers(
-    client: distributed.Client, asked: dict[str, distributed.Future]
-) -> tuple[dict[str, Facts], dict[str, str], set[str]]:
-    """Return what workers answered, what went wrong on others, and who said nothing."""
-    until = time.monotonic() + _ANSWER
-    left: dict[str, str] = {}
-    while waiting := [
-        future for address, future in asked.items() if address not in left and not future.done()
-    ]:
-        seconds = until - time.monotonic()
+    client: distributed.Client, asked: dict[str, distributed.Future], patience: float
+) -> tuple[dict[str, Facts], dict[str, str], dict[str, str]]:
+    """Return what workers answered, what went wrong on others, and why some said nothing."""
+    begun = time.monotonic()
+    silent: dict[str, str] = {}
+    while waiting := {
+        address: future
+        for address, future in asked.items()
+        if address not in silent and not future.done()
+    }:
+        answered = any(future.done() for future in asked.values())
+        limit = _ANSWER if answered else max(_ANSWER, patience)
+        seconds = begun + limit - time.monotonic()
         if seconds <= 0:
+            silent |= dict.fromkeys(waiting, "no answer: it hangs, or is busy")
             break
         with contextlib.suppress(TimeoutError):
-            distributed.wait(waiting, timeout=min(seconds, _LOOK))
-        there = workers_of(client)
-        if gone := asked.keys() - there.keys() - left.keys():
-            left |= dict.fromkeys(gone, "it went away when it was asked, and its log says why")
+            distributed.wait(list(waiting.values()), timeout=min(seconds, _LOOK))
+        if gone := {a for a in waiting if not asked[a].done()} - workers_of(client).keys():
+            silent |= dict.fromkeys(gone, "it went away when it was asked, and its log says why")
             client.cancel([asked[address] for address in gone], force=True)
     facts: dict[str, Facts] = {}
-    wrong = dict(left)
+    wrong: dict[str, str] = {}
     for address, future in asked.items():
-        if address in left:
+        if address in silent:
             continue
         if future.status == "finished":
             facts[address] = future.result()
@@ -222,4 +228,4 @@ def _answers(
             error = future.exception()
             wrong[address] = f"{type(error).__name__}: {error}"
     client.cancel(list(asked.values()), force=True)
-    return facts, wrong, set(asked) - set(facts) - set(wrong)
+    return facts, wrong, silent

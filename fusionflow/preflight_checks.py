@@ -13,7 +13,7 @@ import distributed
 
 from fusionflow.inspection import Facts, versions
 from fusionflow.placement import gpus_of
-from fusionflow.planning import memory_needed
+from fusionflow.planning import bytes_for_scans, memory_needed
 from fusionflow.stages import Recipe
 
 #: These must be the same to the last digit; of the others the first two numbers.
@@ -21,6 +21,8 @@ _EXACT = ("fusionflow", "dask", "distributed")
 #: Bytes a voxel that a published scan takes on the disk at most, and that a worker's scratch needs.
 _BYTES_ON_DISK = 24
 _LEAST_SCRATCH = 1e9
+#: Rows and columns of a slice that is fused to see how long it takes, at most.
+_PROBE = 256
 #: Workers that are named in a line; the others are counted.
 _NAMED = 3
 
@@ -74,43 +76,58 @@ def _grouped(problems: Mapping[str, str]) -> str:
     return "; ".join(f"{text} ({_named(addresses)})" for text, addresses in groups.items())
 
 
+def probe_of(sizes: Sequence[Size]) -> tuple[int, int]:
+    """Return the slices (y, x) that workers fuse to see how long it takes: not the largest."""
+    shapes = sorted(size.shape[1:] for size in sizes) or [(64, 64)]
+    rows, columns = shapes[len(shapes) // 2]
+    return min(rows, _PROBE), min(columns, _PROBE)
+
+
 def answers_check(
     known: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Facts],
     wrong: Mapping[str, str],
-    silent: Iterable[str],
+    silent: Mapping[str, str],
 ) -> Check:
-    """Whether every worker answered; one that is busy may yet, so long as there are others."""
+    """Whether every worker answered; one may leave or be busy, so long as there are others."""
     threads = sum(worker["nthreads"] for worker in known.values())
     found = f"{len(known)} with {threads} threads"
     if wrong:
         mend = "Install the same fusionflow on every worker"
         return Check("workers", "fails", f"{found}; {_grouped(wrong)}", mend)
-    if silent := sorted(silent):
-        found += f"; no answer from {_named(silent)}: they hang, or are busy"
-        return Check("workers", "note" if facts else "fails", found, "Restart those that hang")
+    if silent:
+        mend = "Restart workers that hang; look into the logs of those that went away: " + (
+            "memory, or another fusionflow, or none"
+        )
+        state: State = "note" if facts else "fails"
+        return Check("workers", state, f"{found}; {_grouped(silent)}", mend)
     return Check("workers", "ok", found)
 
 
 def versions_check(client: distributed.Client, facts: Mapping[str, Facts]) -> Check:
     """Whether scheduler and workers have the versions of this process."""
     here = versions()
-    scheduler = client.get_versions()["scheduler"] or {}
+    # Of the scheduler, and of nobody else: `Client.get_versions` waits for workers that hang.
+    scheduler = client.sync(client.scheduler.versions)
     said = {**scheduler.get("packages", {}), **scheduler.get("host", {})}
-    others = {"the scheduler": {k: str(v) for k, v in said.items() if k in here}}
-    if python := said.get("python"):  # 3.11.7.final.0
-        others["the scheduler"]["python"] = ".".join(str(python).split(".")[:3])
+    # It computes nothing, so no more than this has to agree. Python is 3.11.7.final.0 there.
+    others = {
+        "the scheduler": {
+            name: ".".join(str(said[name]).split(".")[:3])
+            for name in ("dask", "distributed", "python")
+            if said.get(name)
+        }
+    }
     others |= {address: item.versions for address, item in facts.items()}
     wrong: dict[str, str] = {}
     differing: dict[str, str] = {}
     for where, found in others.items():
         for package, version in found.items():
-            if version == here[package]:
+            ours = here.get(package, "none")
+            if version == ours:
                 continue
-            text = f"{package} {version}, here {here[package]}"
-            same = package not in _EXACT and (
-                version.split(".")[:2] == here[package].split(".")[:2]
-            )
+            text = f"{package} {version}, here {ours}"
+            same = package not in _EXACT and version.split(".")[:2] == ours.split(".")[:2]
             (differing if same else wrong).setdefault(where, text)
     mend = "Install the same versions everywhere (constraints.txt)"
     if wrong:
@@ -128,6 +145,12 @@ def gpus_check(
     advertise = {address for address, worker in known.items() if gpus_of(worker)}
     blind = {a for a, item in facts.items() if a in advertise and not item.cuda}
     idle = {a: item.cuda for a, item in facts.items() if a not in advertise and item.cuda}
+    several = {a for a in advertise if gpus_of(known[a]) > 1}
+    if recipe.needs_gpu and several:
+        return Check(
+            "GPUs", "fails", f"{_named(several)} advertise{'s' * (len(several) == 1)} more than "
+            "one GPU, and a process uses one", "Start a worker for each (dask cuda worker)",
+        )  # fmt: skip
     if recipe.weights is None:
         return Check("GPUs", "ok", "none needed: the method has no network")
     if recipe.needs_gpu and blind:
@@ -166,9 +189,7 @@ def network_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:
 def inputs_check(facts: Mapping[str, Facts]) -> Check:
     """Whether every worker sees the inputs."""
     missing = {
-        address: f"{item.missing[0]} is not seen, or with another size"
-        for address, item in facts.items()
-        if item.missing
+        address: f"{item.missing[0]} is not seen" for address, item in facts.items() if item.missing
     }
     if missing:
         return Check(
@@ -202,7 +223,7 @@ def memory_check(
 ) -> Check:
     """Whether a worker's memory is enough for the scans that were looked at."""
     limits = {a: float(worker.get("memory_limit") or 0) for a, worker in known.items()}
-    least = min((limit for limit in limits.values() if limit), default=0.0)
+    least, most_of_one = min(limits.values()), max(limits.values())
     reads = recipe.weights is not None
     needs = {
         size.label: memory_needed(size.voxels, size.shape[1] * size.shape[2], reads_network=reads)
@@ -212,12 +233,14 @@ def memory_check(
         return Check("memory", "note", "no header could be read, so needs are not known")
     most = max(needs, key=lambda label: needs[label])
     found = f"{most} needs about {needs[most] / 1e9:.1f} GB"
-    if not least:
+    if not all(limits.values()):
         return Check("memory", "note", f"{found}; workers have no limit")
     found += f", a worker may take {least / 1e9:.1f} GB"
     mend = "Give each worker more memory (fewer workers, --mem-mb)"
-    if least < min(needs.values()):
+    if most_of_one < min(needs.values()):
         return Check("memory", "fails", found, mend)
+    if not bytes_for_scans(limits.values(), reads_network=reads):
+        return Check("memory", "note", f"{found}: ONE SCAN AT A TIME on the whole cluster", mend)
     return Check("memory", "ok" if least >= needs[most] else "note", found, mend)
 
 
@@ -225,7 +248,7 @@ def disks_check(facts: Mapping[str, Facts], sizes: Sequence[Size], scans: int, o
     """Whether there is room for results, and for what workers spill."""
     free = shutil.disk_usage(out).free
     voxels = [size.shape[0] * size.shape[1] * size.shape[2] for size in sizes] or [0]
-    one, everything = max(voxels) * _BYTES_ON_DISK, sum(voxels) / len(voxels) * _BYTES_ON_DISK
+    one, everything = min(voxels) * _BYTES_ON_DISK, sum(voxels) / len(voxels) * _BYTES_ON_DISK
     everything *= scans
     little = {a: item.scratch_bytes for a, item in facts.items()}
     least = min(little.values(), default=0)
@@ -258,11 +281,12 @@ def time_check(
     one_at_a_time = recipe.needs_gpu
     rate = sum((1 if one_at_a_time else known[a]["nthreads"]) / s for a, s in timed.items())
     pixels = [size.shape[0] * size.shape[1] * size.shape[2] for size in sizes]
-    slices = sum(pixels) / len(pixels) / (sizes[0].shape[1] * sizes[0].shape[2])
-    seconds = slices / rate * scans
+    rows, columns = probe_of(sizes)
+    seconds = sum(pixels) / len(pixels) / (rows * columns) / rate * scans
+    slices = sum(size.shape[0] for size in sizes) / len(sizes)
     text = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{max(seconds / 60, 0.1):.1f} min"
     return Check(
         "time", "ok",
         f"about {text} of fusion for up to {scans} scan{'s' * (scans != 1)} of about {slices:.0f} "
-        f"slices, at {1000 / rate:.0f} ms a slice",
+        f"slices, at {1000 / rate:.0f} ms for {rows} x {columns} pixels",
     )  # fmt: skip

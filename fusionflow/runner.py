@@ -18,7 +18,7 @@ from fusionflow.config import InputOptions, RunConfig
 from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
 from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
-from fusionflow.index import write_index
+from fusionflow.index import is_whole, write_index
 from fusionflow.io.derivatives import check_folder, write_dataset_files
 from fusionflow.io.files import utc_now
 from fusionflow.io.inputs import find_scans
@@ -156,7 +156,7 @@ def _is_index_current(paths: OutputPaths, lock: RunLock, report: RunReport) -> b
     except StoreError:
         return False
     ended_well = lock.taken_from is None and last.get("state") == "done"
-    return ended_well and last.get("removed") == list(report.removed) and paths.index.exists()
+    return ended_well and last.get("removed") == list(report.removed) and is_whole(paths)
 
 
 def _conclude(paths: OutputPaths, content: dict[str, Any], begun: str, seconds: float) -> None:
@@ -339,7 +339,9 @@ def check(
         client = client or stack.enter_context(
             clusters.connect(config.cluster, torch_threads=config.method.threads)
         )
-        return preflight(client, plan.recipe, plan.found.scans, paths.root, config.cluster)[1]
+        return preflight(
+            client, plan.recipe, plan.found.scans, paths.root, config.cluster, config.conform.space
+        )[1]
 
 
 def _summarise(

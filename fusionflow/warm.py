@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
 
 import distributed
 
@@ -15,6 +15,9 @@ from fusionflow.placement import RESOURCE
 from fusionflow.stages import Recipe, device_of
 
 logger = logging.getLogger(__name__)
+
+#: Seconds to wait for all workers to read a network.
+_PATIENCE = 60.0
 
 
 class KeepNetwork(distributed.WorkerPlugin):
@@ -53,11 +56,29 @@ def kept_network(client: distributed.Client, recipe: Recipe) -> Iterator[None]:
     if recipe.weights is None:
         yield
         return
-    plugin: Any = KeepNetwork(recipe)
-    client.register_plugin(plugin)
+    plugin = KeepNetwork(recipe)
+    _briefly(lambda: client.register_plugin(plugin))
     try:
         yield
     finally:
         if client.status == "running":
-            with contextlib.suppress(OSError, TimeoutError, ValueError, RuntimeError):
-                client.unregister_worker_plugin(plugin.name)
+            _briefly(lambda: client.unregister_worker_plugin(plugin.name))
+
+
+def _briefly(call: Callable[[], object]) -> None:
+    """Call something that waits for every worker, but not for ever: one of them may hang.
+
+    Nor does it matter if it fails: a fuse task reads the network itself.
+    """
+
+    def called() -> None:
+        try:
+            call()
+        except Exception as error:
+            logger.info("of the workers' networks: %s", error)
+
+    thread = threading.Thread(target=called, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    if thread.is_alive():
+        logger.warning("A worker does not answer; the others go on")

@@ -193,6 +193,11 @@ class TestRealSchedulers:
             connect(address)
 
 
+def test_a_gpu_is_not_waited_for_on_processors(nobody_calls):
+    with pytest.raises(ConfigurationError, match="Take --cluster cuda"):
+        connect(None, gpu="required")
+
+
 class TestLocalWorkers:
     @pytest.mark.parametrize(
         ("cores", "gigabytes", "threads", "workers"),

@@ -222,6 +222,13 @@ class TestIndex:
         content = json.loads(cohort.index.read_text())  # others may read it as well
         assert [item["label"] for item in content["published"]] == list(self.LABELS)
 
+    @pytest.mark.parametrize("label", ["sub-é", 'sub-"x"', "sub-a\\b", "sub-001_ses-01"])
+    def test_holds_labels_of_any_kind(self, paths, label):
+        publish(paths, published(label))
+        write_index(paths)
+        assert read_index(paths).published.labels == [label]
+        assert read_index(paths).published[0].label == label
+
     def test_is_left_alone_where_it_would_say_the_same(self, cohort):
         write_index(cohort)
         before = cohort.index.stat()

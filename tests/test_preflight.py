@@ -3,8 +3,10 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace as Header
 
 import pytest
 from click.testing import CliRunner
@@ -17,10 +19,11 @@ from safetensors.torch import save_file
 import fusionflow as ff
 from fusionflow import graph, preflight_checks, runner
 from fusionflow.cli import main
-from fusionflow.config import METHODS, RunConfig
+from fusionflow.config import METHODS, ClusterOptions, RunConfig
 from fusionflow.errors import ClusterError
 from fusionflow.inspection import Facts, versions
 from fusionflow.phantom import write_cohort
+from fusionflow.planning import voxels_held
 from fusionflow.preflight import Preflight
 from fusionflow.preflight_checks import Size
 from fusionflow.progress import Display
@@ -53,11 +56,15 @@ class Versions:
 
     def __init__(self, **packages):
         self.packages = packages
+        self.scheduler = self
 
-    def get_versions(self):
+    def sync(self, call):
+        return call()
+
+    def versions(self):
         host = {"python": f"{HERE['python']}.final.0"}
         packages = {"dask": HERE["dask"], "distributed": HERE["distributed"], **self.packages}
-        return {"scheduler": {"host": host, "packages": packages}}
+        return {"host": host, "packages": packages}
 
 
 class TestLines:
@@ -76,13 +83,16 @@ class TestLines:
         scheduler = check(Versions(distributed="2020.1.0"), answered())
         assert scheduler.state == "fails"
         assert "the scheduler" in scheduler.found
+        # It computes nothing.
+        assert check(Versions(numpy=None, torch="1.0"), answered()).state == "ok"
+        assert check(Versions(), answered(versions={**HERE, "new": "1.0"})).state == "fails"
 
     def test_workers_that_do_not_answer(self):
         check = preflight_checks.answers_check
-        assert check(WORKERS, answered(), {}, ()).state == "ok"
-        assert check(WORKERS, {ONE: FACTS}, {}, [TWO]).state == "note"
-        assert check(WORKERS, {}, {}, [ONE, TWO]).state == "fails"
-        broken = check(WORKERS, {ONE: FACTS}, {TWO: "ModuleNotFoundError: fusionflow"}, ())
+        assert check(WORKERS, answered(), {}, {}).state == "ok"
+        assert check(WORKERS, {ONE: FACTS}, {}, {TWO: "it hangs"}).state == "note"
+        assert check(WORKERS, {}, {}, {ONE: "it hangs", TWO: "it hangs"}).state == "fails"
+        broken = check(WORKERS, {ONE: FACTS}, {TWO: "ModuleNotFoundError: fusionflow"}, {})
         assert broken.state == "fails"
         assert f"ModuleNotFoundError: fusionflow ({TWO})" in broken.found
 
@@ -100,6 +110,8 @@ class TestLines:
         assert "NOT USED" in idle.found
         assert TWO in idle.found
         assert check(WORKERS, answered(cuda="H200"), recipe_of("dwt-max")).state == "ok"
+        greedy = {ONE: {**WORKERS[ONE], "resources": {"GPU": 2}}}
+        assert check(greedy, {ONE: seen[ONE]}, recipe_of(needs_gpu=True)).state == "fails"
 
     def test_network(self):
         check = preflight_checks.network_check
@@ -112,14 +124,15 @@ class TestLines:
     def test_files(self):
         missing = preflight_checks.inputs_check(answered(missing=("/data/a.nii", "/data/b.nii")))
         assert missing.state == "fails"
-        assert f"/data/a.nii is not seen, or with another size ({TWO})" in missing.found
+        assert f"/data/a.nii is not seen ({TWO})" in missing.found
         check = preflight_checks.output_check
         assert check(answered(), {"worker-0", "worker-1"}, WORKERS).state == "ok"
         assert check(answered(), {"worker-0"}, WORKERS).state == "fails"
         assert "Read-only" in check(answered(output="Read-only"), {"worker-0"}, WORKERS).found
 
     @pytest.mark.parametrize(
-        ("limit", "state"), [(600_000_000, "fails"), (20_000_000_000, "ok"), (0, "note")]
+        ("limit", "state"),
+        [(600_000_000, "fails"), (1_300_000_000, "note"), (20_000_000_000, "ok"), (0, "note")],
     )
     def test_memory(self, limit, state):
         workers = {ONE: {**WORKERS[ONE], "memory_limit": limit}}
@@ -132,6 +145,17 @@ class TestLines:
         assert line.state == "note"
         assert line.found.startswith("sub-01 needs")
 
+    def test_memory_of_the_largest_worker_decides(self):
+        workers = {**WORKERS, ONE: {**WORKERS[ONE], "memory_limit": 500_000_000}}
+        assert preflight_checks.memory_check(workers, recipe_of(), SIZES).state == "note"
+
+    def test_dynamic_pet_takes_more(self):
+        shape = Header(ras_shape=(10, 10, 10))
+        one, several = (Header(orientation=shape, n_frames=n) for n in (1, 20))
+        assert voxels_held(one, one, 1000) == 1000
+        assert voxels_held(one, several, 1000) > 1500
+        assert voxels_held(one, one, 5000) == 5000
+
     def test_disks(self, tmp_path, monkeypatch):
         check, usage = preflight_checks.disks_check, shutil.disk_usage(tmp_path)
         for free, scans, state in (
@@ -143,12 +167,20 @@ class TestLines:
 
     def test_time(self):
         line = preflight_checks.time_check(WORKERS, answered(), recipe_of(), SIZES, 100)
-        assert "for up to 100 scans of about 94 slices, at 25 ms a slice" in line.found
+        assert "100 scans of about 94 slices, at 25 ms for 256 x 256 pixels" in line.found
         assert line.found.startswith("about 3.9 min")
         one_gpu = preflight_checks.time_check(
             WORKERS, {ONE: FACTS}, recipe_of(needs_gpu=True), SIZES, 1
         )
-        assert "100 ms a slice" in one_gpu.found
+        assert "100 ms for 256 x 256" in one_gpu.found
+
+    def test_time_is_not_taken_on_the_largest_slices(self):
+        odd = Size("sub-00", 1400**2 * 10, (10, 1400, 1400))
+        assert preflight_checks.probe_of([odd, *SIZES]) == (256, 256)
+        assert preflight_checks.probe_of([odd]) == (256, 256)
+        small = Size("sub-02", 16**3, (16, 20, 24))
+        assert preflight_checks.probe_of([odd, small, small]) == (20, 24)
+        assert preflight_checks.probe_of([]) == (64, 64)
 
     def test_all_that_fails_is_in_the_error(self):
         lines = (
@@ -242,8 +274,32 @@ def test_a_worker_without_fusionflow(crew, bids, tmp_path):
     crew.wait(1)
     with pytest.raises(ClusterError, match="it went away when it was asked") as error:
         ff.run(bids, tmp_path / "out", config("average"), client=crew.client)
-    assert "Install the same fusionflow on every worker" in str(error.value)
+    assert "another fusionflow, or none" in str(error.value)
     assert not (tmp_path / "out" / "scans").exists()
+
+
+def test_one_that_hangs_does_not_hang_the_run(crew, bids, tmp_path, monkeypatch):
+    """Nor does it stop it: it may be busy with somebody else's work."""
+    monkeypatch.setattr("fusionflow.preflight._ANSWER", 3.0)
+    monkeypatch.setattr("fusionflow.warm._PATIENCE", 1.0)
+    crew.hire("good", gpu=False)
+    stuck = crew.hire("stuck", gpu=False)
+    crew.wait(2)
+    stuck.send_signal(signal.SIGSTOP)
+    told = []
+    how = config(taps=("relu1_1",))
+    how = how.model_copy(update={"cluster": ClusterOptions(time_limit=20)})
+
+    def note(event):
+        told.append(event)
+        if isinstance(event, Preflight):
+            stuck.kill()  # so that the run need not wait for the time limit
+
+    report = ff.run(bids, tmp_path / "out", how, client=crew.client, on_event=note)
+    checked = next(event for event in told if isinstance(event, Preflight))
+    assert lines_of(checked)["workers"].state == "note"
+    assert "it hangs, or is busy" in lines_of(checked)["workers"].found
+    assert len(report.fused) == 4
 
 
 def test_a_worker_that_does_not_see_the_files(crew, bids, tmp_path):
