@@ -265,7 +265,7 @@ def _settings(options: ClusterOptions) -> Iterator[None]:
     }
     settings = {
         "distributed.nanny.pre-spawn-environ": environment,
-        # Workers keep a profile of each cycle, 3,600 of them: at one a second some 300 kB a second.
+        # Workers keep a profile of each cycle, 3,600 of them: at one a second 230 kB a second.
         "distributed.worker.profile.interval": "100ms",
         "distributed.worker.profile.cycle": "60s",
         # A scan that was on a worker that died twice is tried again with nothing beside it.

@@ -151,12 +151,10 @@ class TestLarge:
         )
         fits(source, how, tmp_path / "out")
 
-    @pytest.mark.parametrize("method", ["dwt-vgg19", "dwt-vgg19-l1"])
-    def test_fits_beside_a_whole_network(self, method, tmp_path):
+    def test_fits_beside_a_whole_network(self, tmp_path):
         """On one slab of 64 slices, the most that a network is given at a time."""
         source = write_scan(tmp_path / "bids", (512, 512, 64), 0.45)
-        how = config(method, weights="auto" if method == "dwt-vgg19" else "random:0")
-        fits(source, how, tmp_path / "out")
+        fits(source, config("dwt-vgg19", weights="auto"), tmp_path / "out")
 
 
 def fits(source, how, out):
