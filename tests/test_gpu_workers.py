@@ -199,7 +199,7 @@ async def look():
                for key in ("nthreads", "resources", "memory_limit", "host")},
         }
         for spec in cluster.worker_spec.values()
-    ]))
+    ]), flush=True)
     import os; os._exit(0)  # it was never started
 
 asyncio.run(look())
