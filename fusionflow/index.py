@@ -89,8 +89,10 @@ class Records(Sequence[Published]):
         return _published(self._lines[index])
 
     def __eq__(self, other: object) -> bool:
-        """Whether others are the same."""
-        return isinstance(other, Records) and self._lines == other._lines
+        """Whether another sequence holds the same records."""
+        if isinstance(other, Records):
+            return self._lines == other._lines
+        return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
 

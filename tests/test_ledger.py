@@ -17,7 +17,7 @@ from numpy.testing import assert_array_equal
 from strategies import figures, published
 
 from fusionflow.errors import StoreError
-from fusionflow.index import Index, gather_index, read_index, write_index
+from fusionflow.index import Index, Records, gather_index, read_index, write_index
 from fusionflow.io.files import discard, fingerprint, read_json, write_bytes, write_json
 from fusionflow.ledger import (
     OutputPaths,
@@ -260,6 +260,14 @@ class TestIndex:
         cohort.index.write_bytes(damage(cohort.index.read_bytes()))
         assert read_index(cohort) == whole
         assert "the scans are read instead" in caplog.text
+
+    def test_holds_a_sequence_of_records(self, cohort):
+        records = gather_index(cohort).published
+        assert records == list(records)
+        assert records[1:] == [records[1], records[2], records[3]]
+        assert records != []
+        assert Records() == []
+        assert not Records()
 
     def test_reads_a_record_only_when_it_is_asked_for(self, cohort, monkeypatch):
         write_index(cohort)
