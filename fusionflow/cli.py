@@ -251,7 +251,8 @@ def demo(folder: Path, n_workers: int | None, verbose: int) -> None:
     shows) and FOLDER/fused.
     """
     log(verbose)
-    from fusionflow.config import ClusterOptions, RunConfig
+    from fusionflow.cluster_options import ClusterOptions
+    from fusionflow.config import RunConfig
     from fusionflow.phantom import write_cohort
 
     click.echo(f"Writing a phantom cohort to {folder / 'bids'}")

@@ -151,8 +151,9 @@ _RUN_OPTIONS = (
     click.option(
         "--cluster",
         metavar="WHERE",
-        help="cuda (a worker for each GPU of this machine), or a running Dask scheduler, tcp:// or "
-        "tls://HOST:PORT; without it, processes of this machine.",
+        help="Where the work runs: local (processes of this machine, the default), cuda (a worker "
+        "for each of its GPUs), slurm, kubernetes; or a running Dask scheduler: tls://HOST:PORT, "
+        "tcp://HOST:PORT, or the path of the JSON file that it wrote (--scheduler-file).",
     ),
     click.option(
         "--gpu",
@@ -221,7 +222,7 @@ def labels(value: tuple[str, ...]) -> list[str]:
 
 def configured(options: dict[str, Any]) -> RunConfig:
     """Join the YAML file and the options of the command line."""
-    from fusionflow.config import ClusterOptions, RunConfig, load_config, named_method, validated
+    from fusionflow.config import RunConfig, load_config, named_method, validated
 
     config = load_config(options["config"]) if options["config"] else RunConfig()
     content = config.model_dump()
@@ -261,8 +262,18 @@ def configured(options: dict[str, Any]) -> RunConfig:
     ):
         if options[option] not in (None, False):
             content["cluster"][name] = options[option]
-    if options["cluster"] in get_args(ClusterOptions.model_fields["kind"].annotation):
-        content["cluster"] |= {"kind": options["cluster"], "address": None}
-    elif options["cluster"]:
-        content["cluster"]["address"] = options["cluster"]
+    if options["cluster"]:
+        content["cluster"] |= _cluster_of(options["cluster"])
     return validated(content, "options")
+
+
+def _cluster_of(where: str) -> dict[str, Any]:
+    """Return the options that one word for a cluster stands for."""
+    from fusionflow.cluster_options import ClusterOptions
+
+    nowhere = {"address": None, "scheduler_file": None}
+    if where in get_args(ClusterOptions.model_fields["kind"].annotation):
+        return {**nowhere, "kind": where}
+    if "://" not in where and where.endswith(".json"):
+        return {**nowhere, "scheduler_file": where}
+    return {**nowhere, "address": where}

@@ -23,6 +23,7 @@ from pydantic import (
     field_validator,
 )
 
+from fusionflow.cluster_options import ClusterOptions
 from fusionflow.errors import ConfigurationError
 from fusionflow.frames import parse_frames
 from fusionflow.options import Options, explained, read_options
@@ -264,9 +265,6 @@ class ConformOptions(Options):
         return value
 
 
-_MOST = 2**31 - 1
-
-
 class InputOptions(Options):
     """Which images are taken, and what else belongs to them.
 
@@ -292,63 +290,6 @@ class InputOptions(Options):
         if isinstance(value, tuple):
             return tuple(path.absolute() for path in value)
         return None if value is None else value.absolute()
-
-
-class ClusterOptions(Options):
-    """Where the work runs.
-
-    Attributes
-    ----------
-    kind : {"local", "cuda"}
-        What to start if there is no `address`: workers of this machine, or one for each of its
-        NVIDIA GPUs.
-    address : str or None
-        A running scheduler (``tcp://...``); None starts a cluster.
-    gpu : {"auto", "required", "never"}
-        Whether networks run on workers that advertise a GPU: where there are some when the run
-        starts; only there, waiting for one; or nowhere. Of ``kind: cuda`` ``auto`` means required.
-    n_workers : int or None
-        Worker processes of a local cluster, GPUs of a cuda one; None follows cores and memory, or
-        takes all GPUs.
-    threads_per_worker : int or None
-        Tasks that a worker runs at a time; None takes one, and beside a GPU its share of the cores,
-        2 to 8.
-    memory_mb : int or None
-        Memory for all workers together, in MB; None takes what the machine has.
-    work_dir : Path or None
-        Where workers spill to disk; None lets Dask choose.
-    window : int or None
-        Scans in flight; None takes two for each task that can run at a time.
-    time_limit : float or None
-        Seconds that a scan may be in flight before its workers are restarted; None for no limit.
-    allow_plain_tcp : bool
-        Whether a scheduler on another machine may be reached without TLS.
-    patience : float
-        Seconds to wait for a worker that can do the work (with a GPU, where one is needed): for the
-        first one, and when the last one is gone.
-    """
-
-    kind: Literal["local", "cuda"] = "local"
-    address: str | None = None
-    gpu: Literal["auto", "required", "never"] = "auto"
-    n_workers: int | None = Field(strict=True, default=None, ge=1, le=_MOST)
-    threads_per_worker: int | None = Field(strict=True, default=None, ge=1, le=1024)
-    memory_mb: int | None = Field(strict=True, default=None, ge=256, le=_MOST)
-    work_dir: Path | None = None
-    window: int | None = Field(strict=True, default=None, ge=1, le=_MOST)
-    time_limit: float | None = Field(default=7200, gt=0, allow_inf_nan=False)
-    allow_plain_tcp: bool = False
-    patience: float = Field(default=300, gt=0, allow_inf_nan=False)
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether the work cannot be done without a GPU."""
-        return self.gpu == "required" or (self.gpu == "auto" and self.starts_gpus)
-
-    @property
-    def starts_gpus(self) -> bool:
-        """Whether this starts workers that have GPUs."""
-        return self.address is None and self.kind == "cuda"
 
 
 class RunConfig(Options):

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import distributed
 from distributed.scheduler import KilledWorker
 
-from fusionflow.config import ClusterOptions
+from fusionflow.cluster_options import ClusterOptions
 from fusionflow.errors import ClusterError, FusionflowError, LockedError
 from fusionflow.graph import scan_graph
 from fusionflow.io.files import discard

@@ -16,8 +16,8 @@ from typing import Any
 
 import distributed
 
+from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters import await_workers
-from fusionflow.config import ClusterOptions
 from fusionflow.errors import ClusterError, FusionflowError
 from fusionflow.inspection import Facts, Question, inspect
 from fusionflow.io.files import UNFINISHED, discard

@@ -178,7 +178,7 @@ class TestRealSchedulers:
                 assert client.submit(sum, [1, 2]).result() == 3
 
     def test_where_nobody_answers(self, monkeypatch):
-        monkeypatch.setattr(clusters, "_PATIENCE", 1)
+        monkeypatch.setattr(clusters.connection, "_PATIENCE", 1)
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         with pytest.raises(ClusterError, match=f"No Dask scheduler answers at .*{port}"):
@@ -188,7 +188,7 @@ class TestRealSchedulers:
         "address", ["nonsense://127.0.0.1:1", "tcp://127.0.0.1:port", "tcp://"]
     )
     def test_at_what_is_no_address(self, monkeypatch, address):
-        monkeypatch.setattr(clusters, "_PATIENCE", 1)
+        monkeypatch.setattr(clusters.connection, "_PATIENCE", 1)
         with pytest.raises((ClusterError, ConfigurationError)):
             connect(address)
 
@@ -209,7 +209,7 @@ class TestLocalWorkers:
         ],
     )  # fmt: skip
     def test_follow_cores_and_memory(self, monkeypatch, cores, gigabytes, threads, workers):
-        monkeypatch.setattr(clusters, "available_cores", lambda: cores)
+        monkeypatch.setattr(clusters.local, "available_cores", lambda: cores)
         assert clusters.local_workers(gigabytes * 1e9, threads) == workers
 
     def test_leave_no_core_to_two_threads(self):

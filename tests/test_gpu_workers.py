@@ -128,7 +128,7 @@ def test_none_that_comes_is_an_error_and_not_a_hang(crew, bids, tmp_path):
 
 
 def test_one_that_comes_late_is_waited_for(crew, bids, caplog, tmp_path, monkeypatch):
-    monkeypatch.setattr(clusters, "_TELL", 0.1)
+    monkeypatch.setattr(clusters.connection, "_TELL", 0.1)
     crew.hire("cpu", gpu=False)
     crew.wait(1)
     crew.hire("gpu-late")  # it takes seconds to start

@@ -147,7 +147,7 @@ class TestSummaryForMachines:
 
     def test_of_a_run_that_could_not_go_on_says_why(self, bids, out, monkeypatch):
         """No cluster answers: exit code 4, and the scan is as it was."""
-        monkeypatch.setattr(clusters, "_PATIENCE", 1)
+        monkeypatch.setattr(clusters.connection, "_PATIENCE", 1)
         os.truncate(pet_of(bids), 1000)
         result = CliRunner().invoke(
             main,
