@@ -64,8 +64,9 @@ def connect(options: ClusterOptions, *, torch_threads: int = 1) -> Iterator[dist
             cluster = stack.enter_context(_starter(options)(options, torch_threads))
             client = stack.enter_context(distributed.Client(cluster))
         else:
+            address = address_of(options)
             stack.enter_context(silence_logging_cmgr(dask_log_level()))
-            client = stack.enter_context(_client(options))
+            client = stack.enter_context(_client(address, options))
         await_workers(client, options.patience)
         yield client
 
@@ -85,7 +86,7 @@ def _starter(
     return cuda if options.kind == "cuda" else local
 
 
-def _client(options: ClusterOptions) -> distributed.Client:
+def _client(address: str, options: ClusterOptions) -> distributed.Client:
     """Return a client of the scheduler that is there.
 
     Raises
@@ -93,7 +94,7 @@ def _client(options: ClusterOptions) -> distributed.Client:
     ClusterError
         If none answers.
     """
-    address, security = address_of(options), security_of(options)
+    security = security_of(options)
     try:
         return distributed.Client(address, timeout=_PATIENCE, security=security)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
