@@ -35,8 +35,8 @@ BYTES_OF_A_WORKER = 670e6
 _BYTES_OF_A_NETWORK = 170e6
 #: Of a worker's memory, for itself and what scans in flight hold: there Dask begins to spill.
 _SHARE = 0.6
-#: Slices that are fused to see how long it takes.
-_PROBE_SLICES = 2
+#: At most so many slices, and pixels, are fused to see how long it takes.
+_PROBE_SLICES, _PROBE_PIXELS = 2, 128**2
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,14 @@ def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
 
 def seconds_a_slice(recipe: Recipe, rows: int, columns: int) -> float:
     """Return how long a slice takes here, by fusing slices of noise; it loads the network."""
-    noise = np.random.default_rng(0).random((2, _PROBE_SLICES, rows, columns), dtype=np.float32)
-    mri, pet = noise
-    for _ in range(2):  # the first loads the network
+    slices = min(max(1, _PROBE_PIXELS // (rows * columns)), _PROBE_SLICES)
+    noise = np.random.default_rng(0).random((2, slices, rows, columns), dtype=np.float32)
+    for count in (1, slices):  # the first loads the network
+        mri, pet = noise[:, :count]
         began = time.perf_counter()
         fused = fuse_slab(decompose_slab(mri, pet, recipe), recipe)
         reconstruct_slab(fused, mri, pet, None, recipe)
-    return (time.perf_counter() - began) / _PROBE_SLICES
+    return (time.perf_counter() - began) / slices
 
 
 class _Probe:

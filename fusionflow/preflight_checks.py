@@ -22,7 +22,7 @@ _EXACT = ("fusionflow", "dask", "distributed")
 _BYTES_ON_DISK = 24
 _LEAST_SCRATCH = 1e9
 #: Rows and columns of a slice that is fused to see how long it takes, at most.
-_PROBE = 256
+_PROBE = 128
 #: Workers that are named in a line; the others are counted.
 _NAMED = 3
 

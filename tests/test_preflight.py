@@ -167,17 +167,17 @@ class TestLines:
 
     def test_time(self):
         line = preflight_checks.time_check(WORKERS, answered(), recipe_of(), SIZES, 100)
-        assert "100 scans of about 94 slices, at 25 ms for 256 x 256 pixels" in line.found
-        assert line.found.startswith("about 3.9 min")
+        assert "100 scans of about 94 slices, at 25 ms for 128 x 128 pixels" in line.found
+        assert line.found.startswith("about 15.7 min")
         one_gpu = preflight_checks.time_check(
             WORKERS, {ONE: FACTS}, recipe_of(needs_gpu=True), SIZES, 1
         )
-        assert "100 ms for 256 x 256" in one_gpu.found
+        assert "100 ms for 128 x 128" in one_gpu.found
 
     def test_time_is_not_taken_on_the_largest_slices(self):
         odd = Size("sub-00", 1400**2 * 10, (10, 1400, 1400))
-        assert preflight_checks.probe_of([odd, *SIZES]) == (256, 256)
-        assert preflight_checks.probe_of([odd]) == (256, 256)
+        assert preflight_checks.probe_of([odd, *SIZES]) == (128, 128)
+        assert preflight_checks.probe_of([odd]) == (128, 128)
         small = Size("sub-02", 16**3, (16, 20, 24))
         assert preflight_checks.probe_of([odd, small, small]) == (20, 24)
         assert preflight_checks.probe_of([]) == (64, 64)
