@@ -3,7 +3,8 @@
 Dask runs a task again when its worker dies. What is beyond that is dealt with here, a scan at a
 time: an error that may pass is tried once more; a scan whose workers died, ran out of memory or
 hang is tried once more with nothing beside it, since its neighbours may have been at fault; and
-a scan that fails twice, or is at fault itself, is given up, the others never noticing.
+a scan that fails twice, or is at fault itself, is given up, the others never noticing. Workers that
+a scan hangs on are restarted, but not where others may be at work on them: there it is given up.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import distributed
@@ -29,6 +30,7 @@ from fusionflow.planning import bytes_for_scans
 from fusionflow.records import Published
 from fusionflow.stages import Recipe
 from fusionflow.staging import Job
+from fusionflow.tenancy import Tenancy
 from fusionflow.trouble import Trouble, Verdict, took_too_long, understand
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,9 @@ _TICK = 1.0
 _WORKERS_EVERY = 10.0
 #: Bytes a voxel: bands of both sources, fused bands, the fused slab.
 _BYTES_A_VOXEL = 20.0
-#: Seconds for a worker to restart.
+#: Seconds for a worker to restart, and to say what it is at.
 _RESTART = 30.0
+_ANSWER = 5.0
 #: Where nannies say that they ended a worker for its memory.
 _MEMORY_TOPIC = "worker-restart-memory"
 #: Attempts that came to no end, after which a scan only runs with nothing beside it.
@@ -76,6 +79,8 @@ class Flight:
     ----------
     client : distributed.Client
         The cluster.
+    tenancy : Tenancy
+        The run's place on it.
     ground : Ground
         Told of what happens.
     options : ClusterOptions
@@ -87,11 +92,12 @@ class Flight:
     def __init__(
         self,
         client: distributed.Client,
+        tenancy: Tenancy,
         ground: Ground,
         options: ClusterOptions,
         recipe: Recipe,
     ) -> None:
-        self.client, self.ground = client, ground
+        self.client, self.tenancy, self.ground = client, tenancy, ground
         self.needs_gpu, self.reads_network = recipe.needs_gpu, recipe.weights is not None
         self._wanted, self.patience = options.window, options.patience
         self.time_limit = options.time_limit
@@ -103,7 +109,6 @@ class Flight:
         self._alone: deque[Job] = deque()
         self._next: list[Job] = []
         self._tried: set[str] = set()
-        self._sent = 0
         self._workers_seen = self._workers_asked = time.monotonic()
 
     def fly(self, jobs: Iterable[Job]) -> None:
@@ -153,10 +158,14 @@ class Flight:
         return bool(self._aloft)
 
     def _send(self, job: Job) -> None:
-        self._sent += 1  # first come, first done: else all would end together
         try:
-            graph = scan_graph(job)
-            future = self.client.compute(graph, optimize_graph=False, priority=-self._sent)
+            with self.tenancy.annotated():
+                future = self.client.compute(
+                    scan_graph(job),
+                    optimize_graph=False,
+                    priority=self.tenancy.priority,
+                    fifo_timeout=0,  # first come, first done: else all would end together
+                )
         except (TypeError, ValueError, RecursionError) as error:  # it cannot be sent
             self._deal_with(job, understand(error))
             return
@@ -214,25 +223,48 @@ class Flight:
             raise FusionflowError(f"{label}: {trouble.reason}", "Every scan would meet this")
 
     def _end_overdue(self) -> None:
-        """Give up scans that hang, and restart the workers they hang on."""
-        now = time.monotonic()
+        """Give up scans that hang, and restart the workers they hang on if they are ours alone."""
+        limit, now = self.time_limit, time.monotonic()
         overdue = {future: item for future, item in self._aloft.items() if now > item.deadline}
-        if not overdue or self.time_limit is None:
+        if not overdue or limit is None:
             return
-        tokens = [item.job.token for item in overdue.values()]
-        stuck = [
-            address
-            for address, keys in self.client.processing().items()
-            if any(token in str(key) for key in keys for token in tokens)
-        ]
+        if self.tenancy.shared:
+            for future, item in overdue.items():
+                if busy := self._busy_with(future, item.job):
+                    self.client.cancel([future], force=True)
+                    self._drop(future, took_too_long(limit, busy))
+                else:  # it waits for what others do
+                    self._aloft[future] = replace(item, deadline=now + limit)
+            return
+        stuck = self._holders(*(item.job for item in overdue.values()))
         self.client.cancel(list(overdue), force=True)
         if stuck:
             logger.info("restarting %s: over the time limit", ", ".join(stuck))
             self.client.restart_workers(stuck, timeout=_RESTART, raise_for_error=False)
-        for future, item in overdue.items():
-            del self._aloft[future]
-            discard(item.job.staging)
-            self._deal_with(item.job, took_too_long(self.time_limit))
+        for future in overdue:
+            self._drop(future, took_too_long(limit))
+
+    def _drop(self, future: distributed.Future, trouble: Trouble) -> None:
+        """Take a scan out of the air."""
+        job = self._aloft.pop(future).job
+        discard(job.staging)
+        self._deal_with(job, trouble)
+
+    def _holders(self, *jobs: Job) -> list[str]:
+        """Return the workers that were given tasks of scans."""
+        return [
+            address
+            for address, keys in self.client.processing().items()
+            if any(job.token in str(key) for key in keys for job in jobs)
+        ]
+
+    def _busy_with(self, future: distributed.Future, job: Job) -> list[str]:
+        """Return the workers that are at a scan at this moment, or do not answer."""
+        ask = self.client.scheduler.call_stack
+        try:
+            return list(self.client.sync(ask, keys=[future.key], callback_timeout=_ANSWER))
+        except (TimeoutError, OSError, KeyError):  # a worker that is frozen, or gone by now
+            return self._holders(job)
 
     def _check_cluster(self) -> None:
         """Stop if the scheduler or all workers are gone.

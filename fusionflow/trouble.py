@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import distributed
@@ -108,8 +108,27 @@ def understand(
     return Trouble(Verdict.AGAIN, kind, f"Unexpected {kind}: {error}")
 
 
-def took_too_long(seconds: float) -> Trouble:
-    """Return the trouble of a scan that was in flight for longer than it may."""
+def took_too_long(seconds: float, busy: Sequence[str] = ()) -> Trouble:
+    """Return the trouble of a scan that was in flight for longer than it may.
+
+    Parameters
+    ----------
+    seconds : float
+        How long it may.
+    busy : sequence of str
+        Addresses of workers that still are at it, since they are not to be restarted.
+    """
+    if busy:
+        workers = ", ".join(busy)
+        return Trouble(
+            Verdict.QUARANTINE,
+            "TimeLimit",
+            f"It took longer than the time limit of {seconds:g} s. Others may work on this cluster "
+            f"(cluster.shared), so no worker was restarted, and a thread of {workers} may still "
+            f"be busy with it: who runs the cluster can free it by client.restart_workers("
+            f"{list(busy)}). Raise cluster.time_limit if that is too short",
+            busy[0],
+        )
     return Trouble(
         Verdict.ALONE,
         "TimeLimit",
