@@ -294,7 +294,7 @@ class Flight:
     def _raise_lost(self) -> None:
         raise ClusterError(
             f"The scheduler {self.client.scheduler.address if self.client.scheduler else ''} is "
-            "gone",
+            "gone, or was out of reach for too long",
             "What is published stays; run again to go on",
         )
 
