@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import distributed
+from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from fusionflow.cluster_options import ClusterOptions
@@ -31,7 +32,7 @@ from fusionflow.records import Published
 from fusionflow.stages import Recipe
 from fusionflow.staging import Job
 from fusionflow.tenancy import Tenancy
-from fusionflow.trouble import Trouble, Verdict, took_too_long, understand
+from fusionflow.trouble import Trouble, Verdict, connection_lost, took_too_long, understand
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ _BYTES_A_VOXEL = 20.0
 #: Seconds for a worker to restart, and to say what it is at.
 _RESTART = 30.0
 _ANSWER = 5.0
+#: States of a client that has a scheduler, or may have it again: it tries for a while.
+_HOLDS = ("running", "connecting")
 #: Where nannies say that they ended a worker for its memory.
 _MEMORY_TOPIC = "worker-restart-memory"
 #: Attempts that came to no end, after which a scan only runs with nothing beside it.
@@ -110,6 +113,7 @@ class Flight:
         self._next: list[Job] = []
         self._tried: set[str] = set()
         self._workers_seen = self._workers_asked = time.monotonic()
+        self._connecting = False
 
     def fly(self, jobs: Iterable[Job]) -> None:
         """Bring every scan to an end.
@@ -190,9 +194,17 @@ class Flight:
 
     def _take(self, future: distributed.Future, job: Job) -> None:
         """Deal with a scan that came to an end."""
+        if future.status != "error" and self.client.status not in _HOLDS:
+            self._raise_lost()
         if future.status == "finished":
             try:
-                self.ground.publish(job, future.result())
+                record = future.result()
+            except (OSError, FutureCancelledError):  # nothing of the scan's: it did end
+                discard(job.staging)
+                self._deal_with(job, connection_lost())
+                return
+            try:
+                self.ground.publish(job, record)
             except LockedError:
                 discard(job.staging)
                 raise
@@ -200,16 +212,16 @@ class Flight:
                 discard(job.staging)
                 self._deal_with(job, understand(refused))
             return
-        if future.status != "error" and self.client.status != "running":
-            self._raise_lost()
-        error = future.exception() if future.status == "error" else None
+        error = future.exception() if future.status in ("error", "cancelled") else None
         discard(job.staging)
         self._deal_with(job, understand(error, future.status, self._short_of_memory(error)))
 
     def _deal_with(self, job: Job, trouble: Trouble) -> None:
         verdict, label = trouble.verdict, job.scan.label
-        if verdict in (Verdict.AGAIN, Verdict.ALONE) and label not in self._tried:
-            self._tried.add(label)
+        once_more = verdict in (Verdict.AGAIN, Verdict.ALONE) and label not in self._tried
+        if once_more or verdict is Verdict.RESEND:
+            if once_more:
+                self._tried.add(label)
             alone = verdict is Verdict.ALONE
             try:
                 again = self.ground.try_again(job, trouble, alone=alone)
@@ -275,8 +287,14 @@ class Flight:
             If they are.
         """
         now = time.monotonic()
-        if self.client.status != "running":
+        if self.client.status not in _HOLDS:
             self._raise_lost()
+        if self.client.status == "connecting":
+            if not self._connecting:
+                logger.warning("The connection to the scheduler broke; waiting for it")
+            self._connecting = True
+            return
+        self._connecting = False
         if now - self._workers_asked < _WORKERS_EVERY:
             return
         self._workers_asked = now

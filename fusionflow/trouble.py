@@ -27,6 +27,7 @@ class Verdict(enum.Enum):
     QUARANTINE = "the scan itself is at fault: not again until something changes"
     AGAIN = "may pass: once more in this run, then quarantine"
     ALONE = "may be the neighbours' doing: once more with nothing beside it, then quarantine"
+    RESEND = "the connection broke: once more, as often as it breaks and is there again"
     LATER = "not the scan's fault: the next run tries again"
     STOP = "every scan would meet it: stop the run"
 
@@ -58,6 +59,8 @@ class Trouble:
         return self.verdict in (Verdict.QUARANTINE, Verdict.AGAIN, Verdict.ALONE)
 
 
+#: What Dask says of tasks when a client lost its scheduler, which then forgets them.
+_LOST = "scheduler-connection-lost"
 _MEMORY = "Give each worker more memory, or run fewer at a time"
 
 
@@ -103,9 +106,16 @@ def understand(
     if isinstance(error, FusionflowError):
         return Trouble(Verdict.QUARANTINE, kind, str(error))
     if isinstance(error, distributed.client.FutureCancelledError):
-        return Trouble(Verdict.LATER, kind, str(error))
+        return (
+            connection_lost() if error.reason == _LOST else Trouble(Verdict.LATER, kind, str(error))
+        )
     logger.debug("a task failed", exc_info=error)
     return Trouble(Verdict.AGAIN, kind, f"Unexpected {kind}: {error}")
+
+
+def connection_lost() -> Trouble:
+    """Return the trouble of a scan that the scheduler forgot, or whose end cannot be heard of."""
+    return Trouble(Verdict.RESEND, "ConnectionLost", "The connection to the scheduler broke")
 
 
 def took_too_long(seconds: float, busy: Sequence[str] = ()) -> Trouble:

@@ -13,7 +13,7 @@ from hosts import cluster_on_hosts, why_not
 from runs import LABELS, config, small_cohort
 
 import fusionflow as ff
-from fusionflow.events import EXIT_DONE, EXIT_NOTHING_RAN
+from fusionflow.events import EXIT_DONE
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ROOT / "tests" / "faults"
@@ -40,7 +40,6 @@ class Row:
 
     seconds: float
     redone: int
-    end: str = "all fused"
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +55,7 @@ def table(request):
 
 def page(rows):
     lines = [
-        f"| {case} | {row.seconds:.0f} | {row.redone} | {row.end} | yes | 0 |"
-        for case, row in rows.items()
+        f"| {case} | {row.seconds:.0f} | {row.redone} | yes | 0 |" for case, row in rows.items()
     ]
     return (
         "# Hosts\n\nWritten by `make cluster`: a scheduler, two workers of one thread and the "
@@ -68,8 +66,8 @@ def page(rows):
         f"once. Scheduler and workers\nhave `distributed.comm.timeouts.tcp` {PATIENT} where "
         f"nothing else is said, Dask's own is {DASKS_OWN}. Here on {len(os.sched_getaffinity(0))} "
         f"cores\n({platform.machine()}).\n\n"
-        "| what happens | seconds | redone | the run | bits equal | leftovers |\n"
-        "|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+        "| what happens | seconds | redone | bits equal | leftovers |\n"
+        "|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -113,9 +111,7 @@ def start(files, book, tmp_path):
     """Return how to start a cluster, with a patience of its own."""
     environment = {
         VARIABLE: str(book.folder),
-        "PYTHONPATH": os.pathsep.join(
-            [str(FAULTS), *sys.path[1:2], os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")]),
         "DASK_DISTRIBUTED__WORKER__PRELOAD": repr([str(FAULTS / "injection.py")]),
     }
 
@@ -181,7 +177,7 @@ def test_a_worker_is_out_of_reach_for_a_while(start, words, book, expected, tabl
         cluster.one.plug()
         redone = assert_fused(cluster, process, book, expected, words[1])
         seconds = time.monotonic() - began
-        assert "Remove worker" not in cluster.log("scheduler").read_text().split("Register")[2]
+        assert "Remove worker" not in cluster.log("scheduler").read_text()
     assert redone == 0
     table[f"a worker's cable is out for {SHORT} s"] = Row(seconds, redone)
 
@@ -220,23 +216,17 @@ def test_the_client_is_out_of_reach_for_a_while(start, words, book, expected, ta
 def test_the_client_is_out_of_reach_for_longer_than_the_scheduler_waits(
     start, words, book, expected, table
 ):
-    """The scheduler gives its tasks up; the run says so and ends, and the next one goes on."""
+    """The scheduler gives its tasks up; the client finds it again, and sends its scans again."""
     with start(DASKS_OWN) as cluster:
         process, began = begin(cluster, words)
         wait_until_at_work(book)
         cluster.client.unplug()
         time.sleep(LONG)
         cluster.client.plug()
-        assert process.wait(200) == EXIT_NOTHING_RAN
-        said = " ".join(cluster.log("run").read_text().split())
-        assert f"The scheduler {cluster.address} is gone, or was out of reach for too long" in said
-        assert "run again to go on" in said
-        again, _ = begin(cluster, words, "again")
-        redone = assert_fused(cluster, again, book, expected, words[1], "again")
+        redone = assert_fused(cluster, process, book, expected, words[1])
         seconds = time.monotonic() - began
-    table[f"the client's cable is out for {LONG} s, TCP timeout {DASKS_OWN}"] = Row(
-        seconds, redone, "ends with code 4; the next one fuses the rest"
-    )
+    assert redone >= 1
+    table[f"the client's cable is out for {LONG} s, TCP timeout {DASKS_OWN}"] = Row(seconds, redone)
 
 
 def test_a_cable_that_lets_little_through(start, words, book, expected, table):
