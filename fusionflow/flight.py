@@ -15,7 +15,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import distributed
@@ -45,6 +45,8 @@ _BYTES_A_VOXEL = 20.0
 #: Seconds for a worker to restart, and to say what it is at.
 _RESTART = 30.0
 _ANSWER = 5.0
+#: Looks at a scan within the time limit, where only those count that find it at work.
+_LOOKS = 4
 #: States of a client that has a scheduler, or may have it again: it tries for a while.
 _HOLDS = ("running", "connecting")
 #: Where nannies say that they ended a worker for its memory.
@@ -72,7 +74,9 @@ class Ground(Protocol):
 @dataclass(frozen=True)
 class _Aloft:
     job: Job
+    #: When somebody looks after it, and how often it was found at work then.
     deadline: float
+    looks: int = 0
 
 
 class Flight:
@@ -173,10 +177,14 @@ class Flight:
         except (TypeError, ValueError, RecursionError) as error:  # it cannot be sent
             self._deal_with(job, understand(error))
             return
-        limit = self.time_limit
-        deadline = float("inf") if limit is None else time.monotonic() + limit
-        self._aloft[future] = _Aloft(job, deadline)
+        self._aloft[future] = _Aloft(job, self._next_look())
         future.add_done_callback(self._landed.put)
+
+    def _next_look(self) -> float:
+        """Return when to look after what is sent or seen now."""
+        if self.time_limit is None:
+            return math.inf
+        return time.monotonic() + self.time_limit / (_LOOKS if self.tenancy.shared else 1)
 
     def _await_one(self) -> None:
         """Wait for a scan to land, a tick at most, and look after the rest."""
@@ -242,11 +250,13 @@ class Flight:
             return
         if self.tenancy.shared:
             for future, item in overdue.items():
-                if busy := self._busy_with(future, item.job):
+                busy = self._busy_with(future, item.job)  # else it waits for what others do
+                looks = item.looks + bool(busy)
+                if looks < _LOOKS:
+                    self._aloft[future] = _Aloft(item.job, self._next_look(), looks)
+                else:
                     self.client.cancel([future], force=True)
                     self._drop(future, took_too_long(limit, busy))
-                else:  # it waits for what others do
-                    self._aloft[future] = replace(item, deadline=now + limit)
             return
         stuck = self._holders(*(item.job for item in overdue.values()))
         self.client.cancel(list(overdue), force=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -68,6 +69,7 @@ class TestSchedulerFile:
             content = json.dumps({"address": crew.client.scheduler.address})
             timer = threading.Timer(1.0, file.write_text, [content])
             timer.start()
+            caplog.handler.setLevel(logging.NOTSET)  # which Dask's own clusters silence
             with clusters.connect(ClusterOptions(scheduler_file=file)) as client:
                 assert client.submit(sum, [1, 2]).result() == 3
             timer.join()
