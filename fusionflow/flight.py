@@ -3,7 +3,8 @@
 Dask runs a task again when its worker dies. What is beyond that is dealt with here, a scan at a
 time: an error that may pass is tried once more; a scan whose workers died, ran out of memory or
 hang is tried once more with nothing beside it, since its neighbours may have been at fault; and
-a scan that fails twice, or is at fault itself, is given up, the others never noticing.
+a scan that fails twice, or is at fault itself, is given up, the others never noticing. Workers that
+a scan hangs on are restarted, but not where others may be at work on them: there it is given up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import distributed
+from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from fusionflow.cluster_options import ClusterOptions
@@ -29,7 +31,8 @@ from fusionflow.planning import bytes_for_scans
 from fusionflow.records import Published
 from fusionflow.stages import Recipe
 from fusionflow.staging import Job
-from fusionflow.trouble import Trouble, Verdict, took_too_long, understand
+from fusionflow.tenancy import Tenancy
+from fusionflow.trouble import Trouble, Verdict, connection_lost, took_too_long, understand
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,13 @@ _TICK = 1.0
 _WORKERS_EVERY = 10.0
 #: Bytes a voxel: bands of both sources, fused bands, the fused slab.
 _BYTES_A_VOXEL = 20.0
-#: Seconds for a worker to restart.
+#: Seconds for a worker to restart, and to say what it is at.
 _RESTART = 30.0
+_ANSWER = 5.0
+#: Looks at a scan within the time limit, where only those count that find it at work.
+_LOOKS = 4
+#: States of a client that has a scheduler, or may have it again: it tries for a while.
+_HOLDS = ("running", "connecting")
 #: Where nannies say that they ended a worker for its memory.
 _MEMORY_TOPIC = "worker-restart-memory"
 #: Attempts that came to no end, after which a scan only runs with nothing beside it.
@@ -66,7 +74,9 @@ class Ground(Protocol):
 @dataclass(frozen=True)
 class _Aloft:
     job: Job
+    #: When somebody looks after it, and how often it was found at work then.
     deadline: float
+    looks: int = 0
 
 
 class Flight:
@@ -76,6 +86,8 @@ class Flight:
     ----------
     client : distributed.Client
         The cluster.
+    tenancy : Tenancy
+        The run's place on it.
     ground : Ground
         Told of what happens.
     options : ClusterOptions
@@ -87,11 +99,12 @@ class Flight:
     def __init__(
         self,
         client: distributed.Client,
+        tenancy: Tenancy,
         ground: Ground,
         options: ClusterOptions,
         recipe: Recipe,
     ) -> None:
-        self.client, self.ground = client, ground
+        self.client, self.tenancy, self.ground = client, tenancy, ground
         self.needs_gpu, self.reads_network = recipe.needs_gpu, recipe.weights is not None
         self._wanted, self.patience = options.window, options.patience
         self.time_limit = options.time_limit
@@ -103,8 +116,8 @@ class Flight:
         self._alone: deque[Job] = deque()
         self._next: list[Job] = []
         self._tried: set[str] = set()
-        self._sent = 0
         self._workers_seen = self._workers_asked = time.monotonic()
+        self._connecting = False
 
     def fly(self, jobs: Iterable[Job]) -> None:
         """Bring every scan to an end.
@@ -153,17 +166,25 @@ class Flight:
         return bool(self._aloft)
 
     def _send(self, job: Job) -> None:
-        self._sent += 1  # first come, first done: else all would end together
         try:
-            graph = scan_graph(job)
-            future = self.client.compute(graph, optimize_graph=False, priority=-self._sent)
+            with self.tenancy.annotated():
+                future = self.client.compute(
+                    scan_graph(job),
+                    optimize_graph=False,
+                    priority=self.tenancy.priority,
+                    fifo_timeout=0,  # first come, first done: else all would end together
+                )
         except (TypeError, ValueError, RecursionError) as error:  # it cannot be sent
             self._deal_with(job, understand(error))
             return
-        limit = self.time_limit
-        deadline = float("inf") if limit is None else time.monotonic() + limit
-        self._aloft[future] = _Aloft(job, deadline)
+        self._aloft[future] = _Aloft(job, self._next_look())
         future.add_done_callback(self._landed.put)
+
+    def _next_look(self) -> float:
+        """Return when to look after what is sent or seen now."""
+        if self.time_limit is None:
+            return math.inf
+        return time.monotonic() + self.time_limit / (_LOOKS if self.tenancy.shared else 1)
 
     def _await_one(self) -> None:
         """Wait for a scan to land, a tick at most, and look after the rest."""
@@ -181,9 +202,17 @@ class Flight:
 
     def _take(self, future: distributed.Future, job: Job) -> None:
         """Deal with a scan that came to an end."""
+        if future.status != "error" and self.client.status not in _HOLDS:
+            self._raise_lost()
         if future.status == "finished":
             try:
-                self.ground.publish(job, future.result())
+                record = future.result()
+            except (OSError, FutureCancelledError):  # nothing of the scan's: it did end
+                discard(job.staging)
+                self._deal_with(job, connection_lost())
+                return
+            try:
+                self.ground.publish(job, record)
             except LockedError:
                 discard(job.staging)
                 raise
@@ -191,16 +220,16 @@ class Flight:
                 discard(job.staging)
                 self._deal_with(job, understand(refused))
             return
-        if future.status != "error" and self.client.status != "running":
-            self._raise_lost()
-        error = future.exception() if future.status == "error" else None
+        error = future.exception() if future.status in ("error", "cancelled") else None
         discard(job.staging)
         self._deal_with(job, understand(error, future.status, self._short_of_memory(error)))
 
     def _deal_with(self, job: Job, trouble: Trouble) -> None:
         verdict, label = trouble.verdict, job.scan.label
-        if verdict in (Verdict.AGAIN, Verdict.ALONE) and label not in self._tried:
-            self._tried.add(label)
+        once_more = verdict in (Verdict.AGAIN, Verdict.ALONE) and label not in self._tried
+        if once_more or verdict is Verdict.RESEND:
+            if once_more:
+                self._tried.add(label)
             alone = verdict is Verdict.ALONE
             try:
                 again = self.ground.try_again(job, trouble, alone=alone)
@@ -214,25 +243,50 @@ class Flight:
             raise FusionflowError(f"{label}: {trouble.reason}", "Every scan would meet this")
 
     def _end_overdue(self) -> None:
-        """Give up scans that hang, and restart the workers they hang on."""
-        now = time.monotonic()
+        """Give up scans that hang, and restart the workers they hang on if they are ours alone."""
+        limit, now = self.time_limit, time.monotonic()
         overdue = {future: item for future, item in self._aloft.items() if now > item.deadline}
-        if not overdue or self.time_limit is None:
+        if not overdue or limit is None:
             return
-        tokens = [item.job.token for item in overdue.values()]
-        stuck = [
-            address
-            for address, keys in self.client.processing().items()
-            if any(token in str(key) for key in keys for token in tokens)
-        ]
+        if self.tenancy.shared:
+            for future, item in overdue.items():
+                busy = self._busy_with(future, item.job)  # else it waits for what others do
+                looks = item.looks + bool(busy)
+                if looks < _LOOKS:
+                    self._aloft[future] = _Aloft(item.job, self._next_look(), looks)
+                else:
+                    self.client.cancel([future], force=True)
+                    self._drop(future, took_too_long(limit, busy))
+            return
+        stuck = self._holders(*(item.job for item in overdue.values()))
         self.client.cancel(list(overdue), force=True)
         if stuck:
             logger.info("restarting %s: over the time limit", ", ".join(stuck))
             self.client.restart_workers(stuck, timeout=_RESTART, raise_for_error=False)
-        for future, item in overdue.items():
-            del self._aloft[future]
-            discard(item.job.staging)
-            self._deal_with(item.job, took_too_long(self.time_limit))
+        for future in overdue:
+            self._drop(future, took_too_long(limit))
+
+    def _drop(self, future: distributed.Future, trouble: Trouble) -> None:
+        """Take a scan out of the air."""
+        job = self._aloft.pop(future).job
+        discard(job.staging)
+        self._deal_with(job, trouble)
+
+    def _holders(self, *jobs: Job) -> list[str]:
+        """Return the workers that were given tasks of scans."""
+        return [
+            address
+            for address, keys in self.client.processing().items()
+            if any(job.token in str(key) for key in keys for job in jobs)
+        ]
+
+    def _busy_with(self, future: distributed.Future, job: Job) -> list[str]:
+        """Return the workers that are at a scan at this moment, or do not answer."""
+        ask = self.client.scheduler.call_stack
+        try:
+            return list(self.client.sync(ask, keys=[future.key], callback_timeout=_ANSWER))
+        except (TimeoutError, OSError, KeyError):  # a worker that is frozen, or gone by now
+            return self._holders(job)
 
     def _check_cluster(self) -> None:
         """Stop if the scheduler or all workers are gone.
@@ -243,8 +297,14 @@ class Flight:
             If they are.
         """
         now = time.monotonic()
-        if self.client.status != "running":
+        if self.client.status not in _HOLDS:
             self._raise_lost()
+        if self.client.status == "connecting":
+            if not self._connecting:
+                logger.warning("The connection to the scheduler broke; waiting for it")
+            self._connecting = True
+            return
+        self._connecting = False
         if now - self._workers_asked < _WORKERS_EVERY:
             return
         self._workers_asked = now
@@ -262,7 +322,7 @@ class Flight:
     def _raise_lost(self) -> None:
         raise ClusterError(
             f"The scheduler {self.client.scheduler.address if self.client.scheduler else ''} is "
-            "gone",
+            "gone, or was out of reach for too long",
             "What is published stays; run again to go on",
         )
 

@@ -25,6 +25,7 @@ from fusionflow.errors import ConfigurationError
 from fusionflow.io.store import Layout
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS
 from fusionflow.placement import advertised, current_client, wishes
+from fusionflow.tenancy import task_name
 from fusionflow.transform import check_levels
 
 
@@ -46,13 +47,14 @@ def check_dask_settings() -> None:
 def scan_graph(job: staging.Job) -> Delayed:
     """Return the graph of one scan; its value is the `Published` record.
 
-    Its task names begin with the stage: ``conform``, ``decompose``, ``fuse``, ``reconstruct``,
-    ``write``, ``commit``. For up to four slabs and one shard it has at most 14 tasks.
+    Its tasks are named after stage and run (`fusionflow.tenancy`), scan, slab or shard, and
+    attempt; stages are ``conform``, ``decompose``, ``fuse``, ``reconstruct``, ``write`` and
+    ``commit``. For up to four slabs and one shard it has at most 14 tasks.
     """
-    token, label = job.token, job.scan.label
+    run, label = job.begun.run, job.scan.label
 
     def key(stage: str, *index: int) -> tuple[Any, ...]:
-        return (f"{stage}-{token}", label, *index)
+        return (task_name(stage, run), label, *index, job.token)
 
     layers: dict[str, dict[Any, Any]] = {
         "conform": {key("conform"): (staging.stage_scan, job)},
@@ -92,18 +94,18 @@ def scan_graph(job: staging.Job) -> Delayed:
         "write": {"reconstruct"},
         "commit": {"conform", "write" if "write" in layers else "reconstruct"},
     }
-    graph = _annotated(layers, needs, token, gpu=job.recipe.needs_gpu)
-    return Delayed(key("commit"), graph, layer=f"commit-{token}")
+    graph = _annotated(layers, needs, run, gpu=job.recipe.needs_gpu)
+    return Delayed(key("commit"), graph, layer=task_name("commit", run))
 
 
 def _annotated(
     layers: Mapping[str, dict[Any, Any]],
     needs: Mapping[str, set[str]],
-    token: str,
+    of: str,
     *,
     gpu: bool,
 ) -> HighLevelGraph:
-    """Make a graph whose slab stages carry where they must run."""
+    """Make a graph, of a run or a token, whose slab stages carry where they must run."""
     annotations = {
         "decompose": wishes(takes_gpu=False),
         "fuse": wishes(takes_gpu=True),
@@ -111,13 +113,13 @@ def _annotated(
     }
     return HighLevelGraph(
         {
-            f"{stage}-{token}": MaterializedLayer(
+            task_name(stage, of): MaterializedLayer(
                 tasks, annotations=annotations.get(stage) if gpu else None
             )
             for stage, tasks in layers.items()
         },
         {
-            f"{stage}-{token}": {f"{other}-{token}" for other in needs.get(stage, ())}
+            task_name(stage, of): {task_name(other, of) for other in needs.get(stage, ())}
             for stage in layers
         },
     )
@@ -207,15 +209,15 @@ def _lazy_dataset(
     for i in range(mri.numblocks[0]):
         blocks = [(array.name, i, 0, 0) for array in (mri, pet)]
         mask_block = None if mask is None else (mask.name, i, 0, 0)
-        bands, fused, whole = ((f"{stage}-{token}", i) for stage in list(layers)[:3])
+        bands, fused, whole = ((task_name(stage, token), i) for stage in list(layers)[:3])
         layers["decompose"][bands] = (stages.decompose_slab, *blocks, recipe)
         layers["fuse"][fused] = (stages.fuse_slab, bands, recipe)
         layers["reconstruct"][whole] = (
             stages.reconstruct_slab, fused, *blocks, mask_block, recipe,
         )  # fmt: skip
-        layers["fused"][(f"fused-{token}", i, 0, 0)] = (_fused_of, whole)
-        layers["metrics"][(f"metrics-{token}", i, 0, 0)] = (_metrics_of, whole)
-        layers["image"][(f"image-{token}", i, 0)] = (_image_metrics_of, whole)
+        layers["fused"][(task_name("fused", token), i, 0, 0)] = (_fused_of, whole)
+        layers["metrics"][(task_name("metrics", token), i, 0, 0)] = (_metrics_of, whole)
+        layers["image"][(task_name("image", token), i, 0)] = (_image_metrics_of, whole)
     needs = {
         "fuse": {"decompose"},
         "reconstruct": {"fuse"},
@@ -226,16 +228,16 @@ def _lazy_dataset(
     for array in sources.values():
         graph_layers.update(array.dask.layers)
         graph_needs.update(array.dask.dependencies)
-    graph_needs[f"decompose-{token}"] |= {mri.name, pet.name}
-    graph_needs[f"reconstruct-{token}"] |= {array.name for array in sources.values()}
+    graph_needs[task_name("decompose", token)] |= {mri.name, pet.name}
+    graph_needs[task_name("reconstruct", token)] |= {array.name for array in sources.values()}
     graph = HighLevelGraph(graph_layers, graph_needs)
     slabs = mri.chunks[0]
     pair_shape = (slabs, (len(schema.SOURCES),), (len(PAIR_METRICS),))
     arrays = {
-        "fused": da.Array(graph, f"fused-{token}", mri.chunks, dtype=np.float32),
-        "metrics": da.Array(graph, f"metrics-{token}", pair_shape, dtype=np.float64),
+        "fused": da.Array(graph, task_name("fused", token), mri.chunks, dtype=np.float32),
+        "metrics": da.Array(graph, task_name("metrics", token), pair_shape, dtype=np.float64),
         "image_metrics": da.Array(
-            graph, f"image-{token}", (slabs, (len(IMAGE_METRICS),)), dtype=np.float64
+            graph, task_name("image", token), (slabs, (len(IMAGE_METRICS),)), dtype=np.float64
         ),
     }
     specs = (schema.FUSED, schema.METRICS, schema.IMAGE_METRICS)

@@ -47,6 +47,7 @@ from fusionflow.runlock import RunLock
 from fusionflow.stages import Recipe
 from fusionflow.staging import Job
 from fusionflow.survey import Standing, asked_again, new_attempt, removed_labels, survey
+from fusionflow.tenancy import Tenancy
 from fusionflow.transform import check_levels
 from fusionflow.trouble import Trouble, understand
 from fusionflow.warm import kept_network
@@ -139,13 +140,14 @@ class ParticipantLevel:
         try:
             with contextlib.ExitStack() as stack:
                 options, threads = self.config.cluster, self.config.method.threads
+                tenancy = Tenancy.of(self.report.run, options, client)
                 client = client or stack.enter_context(
                     clusters.connect(options, torch_threads=threads)
                 )
                 self.tell(Started(client.dashboard_link))
-                self._check(client, first)
-                stack.enter_context(kept_network(client, self.recipe))
-                flight = Flight(client, self, options, self.recipe)
+                self._check(client, tenancy, first)
+                stack.enter_context(kept_network(client, self.recipe, tenancy.run))
+                flight = Flight(client, tenancy, self, options, self.recipe)
                 flight.fly(self._jobs(first, rest))
         finally:  # now that the workers are gone, for they wrote until then
             if self._begun:  # interrupted
@@ -153,11 +155,12 @@ class ParticipantLevel:
                     self._undo(attempt)
                 write_index(self.paths, self.report.removed)
 
-    def _check(self, client: distributed.Client, first: Standing) -> None:
+    def _check(self, client: distributed.Client, tenancy: Tenancy, first: Standing) -> None:
         """Stop what would fail later, before anything is done."""
         scans = {scan.label: scan for scan in (first.scan, *self.plan.found.scans) if scan}
         self.recipe, looked = preflight(
             client,
+            tenancy,
             self.recipe,
             list(scans.values()),
             self.paths.root,

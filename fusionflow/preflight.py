@@ -40,6 +40,7 @@ from fusionflow.preflight_checks import (
     versions_check,
 )
 from fusionflow.stages import Recipe
+from fusionflow.tenancy import Tenancy, task_name
 
 __all__ = ["Check", "Preflight", "preflight"]
 
@@ -80,6 +81,7 @@ class Preflight:
 
 def preflight(
     client: distributed.Client,
+    tenancy: Tenancy,
     recipe: Recipe,
     scans: Sequence[Scan],
     out: Path,
@@ -92,6 +94,8 @@ def preflight(
     ----------
     client : distributed.Client
         The cluster.
+    tenancy : Tenancy
+        The run's place on it.
     recipe : Recipe
         How scans are fused.
     scans : sequence of Scan
@@ -124,7 +128,8 @@ def preflight(
     try:
         meeting.mkdir()
         (meeting / "client").write_bytes(b"")
-        asked = _ask(client, known, recipe, sample, sizes, meeting)
+        with tenancy.annotated():
+            asked = _ask(client, tenancy, known, recipe, sample, sizes, meeting)
         facts, wrong, silent = _answers(client, asked, options.patience)
         seen = {path.name for path in meeting.iterdir()}
     except OSError as error:
@@ -167,6 +172,7 @@ def _sizes(scans: Iterable[Scan], space: Path | None) -> list[Size]:
 
 def _ask(
     client: distributed.Client,
+    tenancy: Tenancy,
     known: Mapping[str, Mapping[str, Any]],
     recipe: Recipe,
     sample: Sequence[Scan],
@@ -176,7 +182,7 @@ def _ask(
     """Ask every worker."""
     # One that is not here either is its scan's own fault; sizes may change: some are on their way.
     inputs = {path for scan in sample for path in scan.files.values() if path.exists()}
-    token = uuid.uuid4().hex[:8]
+    name = task_name("preflight", tenancy.run)
     asked: dict[str, distributed.Future] = {}
     for index, (address, worker) in enumerate(known.items()):
         with_gpu = gpus_of(worker) > 0
@@ -189,8 +195,9 @@ def _ask(
             name=f"worker-{index}",
         )
         asked[address] = client.submit(
-            inspect, question, key=f"preflight-{token}-{index}", workers=[address], pure=False,
+            inspect, question, key=(name, index), workers=[address], pure=False,
             resources={RESOURCE: 1} if recipe.needs_gpu and with_gpu else None,
+            priority=tenancy.priority,
         )  # fmt: skip
     return asked
 

@@ -28,6 +28,7 @@ from fusionflow.participants import ParticipantLevel, Plan
 from fusionflow.preflight import Preflight, preflight
 from fusionflow.runlock import RunLock, living_holder
 from fusionflow.survey import Standing, asked_again, removed_labels, request_of, survey
+from fusionflow.tenancy import Tenancy
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def run(
     settle : float
         Seconds that the files of a scan must have been left alone; others wait for a later run.
     client : distributed.Client, optional
-        A cluster to run on; otherwise one is started or reached as `config` says.
+        A cluster to run on; otherwise one is started or reached as `config` says. Unless
+        ``cluster.shared`` is false others may work on it, too, and no worker is restarted.
     on_event : callable, optional
         Called with each `Event`, in this thread.
 
@@ -336,11 +338,18 @@ def check(
     plan = _plan(source, paths, config, participant_labels, session_labels)
     _make_root(paths)
     with contextlib.ExitStack() as stack:
+        tenancy = Tenancy.of(new_run(), config.cluster, client)
         client = client or stack.enter_context(
             clusters.connect(config.cluster, torch_threads=config.method.threads)
         )
         return preflight(
-            client, plan.recipe, plan.found.scans, paths.root, config.cluster, config.conform.space
+            client,
+            tenancy,
+            plan.recipe,
+            plan.found.scans,
+            paths.root,
+            config.cluster,
+            config.conform.space,
         )[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import distributed
@@ -27,6 +27,7 @@ class Verdict(enum.Enum):
     QUARANTINE = "the scan itself is at fault: not again until something changes"
     AGAIN = "may pass: once more in this run, then quarantine"
     ALONE = "may be the neighbours' doing: once more with nothing beside it, then quarantine"
+    RESEND = "the connection broke: once more, as often as it breaks and is there again"
     LATER = "not the scan's fault: the next run tries again"
     STOP = "every scan would meet it: stop the run"
 
@@ -58,6 +59,8 @@ class Trouble:
         return self.verdict in (Verdict.QUARANTINE, Verdict.AGAIN, Verdict.ALONE)
 
 
+#: What Dask says of tasks when a client lost its scheduler, which then forgets them.
+_LOST = "scheduler-connection-lost"
 _MEMORY = "Give each worker more memory, or run fewer at a time"
 
 
@@ -103,13 +106,39 @@ def understand(
     if isinstance(error, FusionflowError):
         return Trouble(Verdict.QUARANTINE, kind, str(error))
     if isinstance(error, distributed.client.FutureCancelledError):
-        return Trouble(Verdict.LATER, kind, str(error))
+        return (
+            connection_lost() if error.reason == _LOST else Trouble(Verdict.LATER, kind, str(error))
+        )
     logger.debug("a task failed", exc_info=error)
     return Trouble(Verdict.AGAIN, kind, f"Unexpected {kind}: {error}")
 
 
-def took_too_long(seconds: float) -> Trouble:
-    """Return the trouble of a scan that was in flight for longer than it may."""
+def connection_lost() -> Trouble:
+    """Return the trouble of a scan that the scheduler forgot, or whose end cannot be heard of."""
+    return Trouble(Verdict.RESEND, "ConnectionLost", "The connection to the scheduler broke")
+
+
+def took_too_long(seconds: float, busy: Sequence[str] = ()) -> Trouble:
+    """Return the trouble of a scan that was in flight for longer than it may.
+
+    Parameters
+    ----------
+    seconds : float
+        How long it may.
+    busy : sequence of str
+        Addresses of workers that still are at it, since they are not to be restarted.
+    """
+    if busy:
+        workers = ", ".join(busy)
+        return Trouble(
+            Verdict.QUARANTINE,
+            "TimeLimit",
+            f"It took longer than the time limit of {seconds:g} s. Others may work on this cluster "
+            f"(cluster.shared), so no worker was restarted, and a thread of {workers} may still "
+            f"be busy with it: who runs the cluster can free it by client.restart_workers("
+            f"{list(busy)}). Raise cluster.time_limit if that is too short",
+            busy[0],
+        )
     return Trouble(
         Verdict.ALONE,
         "TimeLimit",

@@ -30,12 +30,13 @@ class KeepNetwork(distributed.WorkerPlugin):
     ----------
     recipe : Recipe
         Method and weights; `needs_gpu` leaves workers without a GPU alone.
+    run : str
+        The run that wants it. Another one may want the same: each has a plugin of its own.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, run: str) -> None:
         self.recipe = recipe
-        weights = recipe.weights
-        self.name = f"fusionflow-network-{weights.identity if weights else None}"
+        self.name = f"fusionflow-network-{run}"
 
     async def setup(self, worker: distributed.Worker) -> None:
         """Read it in a thread, so that the worker goes on talking to the scheduler."""
@@ -51,12 +52,12 @@ class KeepNetwork(distributed.WorkerPlugin):
 
 
 @contextlib.contextmanager
-def kept_network(client: distributed.Client, recipe: Recipe) -> Iterator[None]:
-    """Let every worker of a cluster, those too that come later, keep a network meanwhile."""
+def kept_network(client: distributed.Client, recipe: Recipe, run: str) -> Iterator[None]:
+    """Let every worker of a cluster, those too that come later, keep a network during a run."""
     if recipe.weights is None:
         yield
         return
-    plugin = KeepNetwork(recipe)
+    plugin = KeepNetwork(recipe, run)
     _briefly(lambda: client.register_plugin(plugin))
     try:
         yield

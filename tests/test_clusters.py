@@ -43,6 +43,7 @@ def nobody_calls(monkeypatch):
         raise AssertionError("there was an attempt to connect")
 
     monkeypatch.setattr(distributed, "Client", refuse)
+    monkeypatch.setattr(distributed.comm, "connect", refuse)
 
 
 class Called(Exception):  # noqa: N818
@@ -57,6 +58,7 @@ def calls(monkeypatch):
         raise Called
 
     monkeypatch.setattr(distributed, "Client", call)
+    monkeypatch.setattr(distributed.comm, "connect", call)
 
 
 def connect(address, **options):

@@ -14,6 +14,7 @@ import distributed
 import numpy as np
 import pytest
 from crew import crew_of_a_scheduler
+from dask.utils import key_split
 from runs import config, small_cohort
 
 import fusionflow as ff
@@ -58,9 +59,7 @@ def assert_same(found, expected):
 
 
 def workers_that_fused(stream):
-    return {
-        task["worker"] for task in stream.data if str(task["key"]).strip("('").startswith("fuse-")
-    }
+    return {task["worker"] for task in stream.data if key_split(task["key"]) == "fusionflow-fuse"}
 
 
 def test_one_that_dies_is_made_up_for_by_another(crew, bids, undisturbed, tmp_path):

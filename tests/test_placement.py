@@ -4,6 +4,7 @@ import distributed
 import numpy as np
 import pytest
 import xarray as xr
+from dask.utils import key_split
 from runs import small_cohort
 
 import fusionflow as ff
@@ -60,7 +61,7 @@ def scan():
 
 
 def stage_of(key):
-    return (key[0] if isinstance(key, tuple) else str(key)).split("-")[0]
+    return key_split(key).removeprefix("fusionflow-")
 
 
 class WatchFuse(distributed.WorkerPlugin):

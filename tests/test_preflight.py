@@ -288,7 +288,7 @@ def test_one_that_hangs_does_not_hang_the_run(crew, bids, tmp_path, monkeypatch)
     stuck.send_signal(signal.SIGSTOP)
     told = []
     how = config(taps=("relu1_1",))
-    how = how.model_copy(update={"cluster": ClusterOptions(time_limit=20)})
+    how = how.model_copy(update={"cluster": ClusterOptions(time_limit=20, shared=False)})
 
     def note(event):
         told.append(event)

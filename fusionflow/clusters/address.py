@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import ssl
 import time
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def security_of(options: ClusterOptions) -> Security | None:
     Raises
     ------
     ConfigurationError
-        If a file of them is not there.
+        If a file of them is not there, or they are no certificates.
     """
     if options.tls is None:
         return None
@@ -58,12 +59,22 @@ def security_of(options: ClusterOptions) -> Security | None:
                 f"cluster.tls.{name}: cannot read {path}: {error.strerror or error}",
                 "Name a file in PEM that this user may read",
             ) from error
-    return Security(
+    security = Security(
         require_encryption=True,
         tls_ca_file=str(options.tls.ca_file),
         tls_client_cert=str(options.tls.cert),
         tls_client_key=str(options.tls.key),
     )
+    try:
+        security.get_connection_args("client")  # reads them
+    except ssl.SSLError as error:
+        files = ", ".join(str(getattr(options.tls, name)) for name in TlsFiles.model_fields)
+        raise ConfigurationError(
+            f"cluster.tls: {files} are no authority, certificate and its key in PEM: "
+            f"{one_line(str(error))}",
+            "Check with: openssl verify -CAfile CA_FILE CERT",
+        ) from error
+    return security
 
 
 def _address_in(path: Path, patience: float) -> str:

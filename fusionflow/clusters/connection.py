@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import dask
 import distributed
+from dask.utils import parse_timedelta
+from distributed.security import Security
 from distributed.utils import silence_logging_cmgr
 
 from fusionflow.cluster_options import ClusterOptions
@@ -20,7 +25,11 @@ from fusionflow.placement import RESOURCE, workers_of
 logger = logging.getLogger(__name__)
 
 #: Seconds to wait for a scheduler.
-_PATIENCE = 30
+_PATIENCE = 30.0
+#: Seconds that a network may be gone at most before its connections are given up.
+_LONGEST_GAP = 3600.0
+#: Dask's setting for how long that is.
+_GAP = "distributed.comm.timeouts.tcp"
 #: Seconds between two looks for a worker, and until somebody is told that there is none yet.
 _LOOK = 0.2
 _TELL = 5.0
@@ -66,6 +75,7 @@ def connect(options: ClusterOptions, *, torch_threads: int = 1) -> Iterator[dist
         else:
             address = address_of(options)
             stack.enter_context(silence_logging_cmgr(dask_log_level()))
+            stack.enter_context(_patience_with_the_network(options))
             client = stack.enter_context(_client(address, options))
         await_workers(client, options.patience)
         yield client
@@ -86,6 +96,15 @@ def _starter(
     return cuda if options.kind == "cuda" else local
 
 
+def _patience_with_the_network(options: ClusterOptions) -> dask.config.set:
+    """Return what is to be set as long as a client of another machine's scheduler lives.
+
+    A connection is given up when nothing came through for that long; each side has its own limit.
+    """
+    limit = max(parse_timedelta(dask.config.get(_GAP)), min(options.patience, _LONGEST_GAP))
+    return dask.config.set({_GAP: f"{limit}s"})
+
+
 def _client(address: str, options: ClusterOptions) -> distributed.Client:
     """Return a client of the scheduler that is there.
 
@@ -95,8 +114,11 @@ def _client(address: str, options: ClusterOptions) -> distributed.Client:
         If none answers.
     """
     security = security_of(options)
+    patience = min(_PATIENCE, options.patience)
     try:
-        return distributed.Client(address, timeout=_PATIENCE, security=security)
+        with ThreadPoolExecutor(1) as other:  # this thread may have a loop: a notebook's
+            other.submit(asyncio.run, _greet(address, security, patience)).result()
+        return distributed.Client(address, timeout=patience, security=security)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         mend = "Check the address that `dask scheduler` printed"
         if address.startswith("tls://"):
@@ -105,6 +127,20 @@ def _client(address: str, options: ClusterOptions) -> distributed.Client:
                 "and key that the scheduler's authority signed"
             )
         raise ClusterError(f"No Dask scheduler answers at {address}: {error}", mend) from error
+
+
+async def _greet(address: str, security: Security | None, patience: float) -> None:
+    """See whether a scheduler answers; a client would wait for ever for one that says nothing."""
+    arguments = (security or Security()).get_connection_args("client")
+
+    async def greet() -> None:
+        comm = await distributed.comm.connect(address, timeout=patience, **arguments)
+        await comm.close()
+
+    try:
+        await asyncio.wait_for(greet(), patience)
+    except TimeoutError as error:
+        raise TimeoutError(f"it says nothing for {patience:g} s") from error
 
 
 def await_workers(

@@ -23,6 +23,7 @@ from typing import Any
 
 import distributed
 import numpy as np
+from dask.utils import key_split
 
 from fusionflow import commit, stages, staging
 
@@ -192,8 +193,8 @@ def _wrapped(function: Callable[..., Any], place: str, book: Book) -> Callable[.
         if order is None or order.place != place:
             return function(*args, **kwargs)
         layer, label, *slab = distributed.get_worker().get_current_task()
-        of_this_stage = place == "read" or layer.startswith(f"{place}-")
-        of_this_slab = order.slab is None or slab == [order.slab]
+        of_this_stage = place == "read" or key_split(layer) == f"fusionflow-{place}"
+        of_this_slab = order.slab is None or slab[:-1] == [order.slab]
         meant = of_this_stage and of_this_slab and order.label in (None, label)
         if meant and order.when == "begin" and book.claim(order, label):
             ACTIONS[order.action](**order.arguments)

@@ -5,6 +5,7 @@ from injection import Order
 from runs import LABELS, config
 from scene import assert_recovered, run
 
+from fusionflow.config import ClusterOptions
 from fusionflow.io import store
 from fusionflow.ledger import OutputPaths, read_attempt
 
@@ -128,9 +129,7 @@ class TestTasks:
     @staticmethod
     def limited(seconds):
         how = config("dwt-max")
-        return how.model_copy(
-            update={"cluster": how.cluster.model_copy(update={"time_limit": seconds})}
-        )
+        return how.model_copy(update={"cluster": ClusterOptions(time_limit=seconds, shared=False)})
 
     @staticmethod
     def assert_quarantine_ends(bids, out, cluster, book, expected):
