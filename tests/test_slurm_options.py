@@ -131,7 +131,7 @@ class TestShapes:
             assert python_of(options.slurm) == "/opt/python"
             assert log_folder(options.slurm) == tmp_path / "logs"
             assert shared_folder(options.slurm) == tmp_path / "s"
-            assert "'12960 s'" in lifetime_exports(options.slurm.pools["cpu"])[0]
+            assert "'13800 s'" in lifetime_exports(options.slurm.pools["cpu"])[0]
 
     @pytest.mark.parametrize(
         ("walltime", "lifetime", "stagger"),
