@@ -34,6 +34,14 @@ def cluster(threads=None, **pools):
     )
 
 
+def python(script):
+    """Run a script in a process of its own, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
+
+
 class TestOptions:
     def test_have_one_pool_of_one_job(self):
         (pool,) = SlurmOptions().pools.items()
@@ -135,7 +143,7 @@ class TestShapes:
 
     @pytest.mark.parametrize(
         ("walltime", "lifetime", "stagger"),
-        [("00:01:00", 30, 10), ("01:00:00", 3240, 120), ("2-00:00:00", 172200, 200)],
+        [("00:01:00", 40, 5), ("01:00:00", 3240, 90), ("2-00:00:00", 172200, 150)],
     )
     def test_leave_before_their_walltime(self, walltime, lifetime, stagger):
         lines = lifetime_exports(SlurmPool(walltime=walltime))
@@ -194,6 +202,23 @@ class TestWhatIsMissing:
         ):
             pass
 
+    def test_the_main_thread_is_asked_for(self):
+        """Where dask-jobqueue sets a handler of signals."""
+        script = """if True:
+            import threading
+            from fusionflow.clusters.slurm_shapes import require_jobqueue
+            from fusionflow.errors import ClusterError
+            def load():
+                try:
+                    require_jobqueue()
+                except ClusterError as error:
+                    print(error)
+            thread = threading.Thread(target=load)
+            thread.start()
+            thread.join()
+        """
+        assert "in its main thread" in python(script)
+
     def test_slurm_itself_is_said_to_be(self, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(ClusterError, match=r"no command squeue.*login node"):
@@ -203,6 +228,19 @@ class TestWhatIsMissing:
         monkeypatch.setattr(slurm_commands, "PATIENCE", 0.2)
         with pytest.raises(ClusterError, match=r"no answer within 0\.2 s.*scontrol ping"):
             slurm_commands.command(["sleep", "30"])
+
+
+def test_ctrl_c_goes_on_to_mean_what_it_meant():
+    """dask-jobqueue makes it end Python, with exit code 0."""
+    script = """if True:
+        import signal
+        from fusionflow.clusters.slurm_shapes import require_jobqueue
+        before = signal.getsignal(signal.SIGINT)
+        require_jobqueue()
+        import dask_jobqueue
+        print(signal.getsignal(signal.SIGINT) is before)
+    """
+    assert python(script) == "True\n"
 
 
 def test_certificates_are_for_this_user_alone(tmp_path):

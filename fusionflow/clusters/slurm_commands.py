@@ -17,6 +17,7 @@ _MENDS = (
     ("invalid account", "Name one that `sacctmgr show associations user=$USER` lists (account)"),
     ("invalid qos", "Name one that `sacctmgr show qos` lists (directives: --qos=...)"),
     ("node configuration is not available", "Ask for less: cores, memory, gpus, directives"),
+    ("more processors requested", "Ask for fewer cores; `sinfo -o '%P %c'` lists them"),
     ("invalid generic resource", "Ask for GPUs where `sinfo -o '%P %G'` lists some (partition)"),
     ("time limit", "Ask for a shorter walltime; `sinfo -o '%P %l'` lists what partitions allow"),
     ("unable to contact", "Try again when SLURM's controller answers (`scontrol ping`)"),

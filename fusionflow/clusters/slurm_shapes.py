@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import dask
 
 from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.local import WORKER_SETTINGS
-from fusionflow.errors import ConfigurationError, MissingExtraError
+from fusionflow.errors import ClusterError, ConfigurationError, MissingExtraError
 from fusionflow.placement import RESOURCE
 from fusionflow.slurm_options import SlurmOptions, SlurmPool, fits_a_directive, walltime_seconds
 
@@ -24,7 +25,7 @@ _GPU_THREADS = 2, 8
 #: Zarr's own requests at a time, in each task.
 _ZARR_CONCURRENCY = 4
 #: The part of its walltime, and the least and most seconds, that a worker leaves before its end.
-_MARGIN, _LEAST_MARGIN, _MOST_MARGIN = 0.1, 30.0, 600.0
+_MARGIN, _LEAST_MARGIN, _MOST_MARGIN = 0.1, 20.0, 600.0
 #: The folder that jobs see as well, if nothing says which.
 _HOME = "~/.fusionflow"
 
@@ -110,7 +111,10 @@ def require_jobqueue() -> None:
     ------
     MissingExtraError
         If it is not there.
+    ClusterError
+        If this is not the main thread, where alone it can be loaded.
     """
+    before = signal.getsignal(signal.SIGINT)
     try:
         import dask_jobqueue  # noqa: F401
     except ImportError as error:
@@ -118,6 +122,13 @@ def require_jobqueue() -> None:
             f"Jobs of SLURM need dask-jobqueue, which cannot be used here: {error}",
             "pip install 'fusionflow[slurm]'",
         ) from error
+    except ValueError as error:
+        raise ClusterError(
+            f"dask-jobqueue cannot be loaded here: {error}",
+            "Write `import dask_jobqueue` where your program begins, in its main thread",
+        ) from error
+    if signal.getsignal(signal.SIGINT) is not before:  # it makes Ctrl-C end Python with code 0
+        signal.signal(signal.SIGINT, before)
 
 
 def shapes_of(options: ClusterOptions, torch_threads: int) -> dict[str, Shape]:
@@ -210,7 +221,7 @@ def lifetime_exports(pool: SlurmPool) -> list[str]:
     return exports(
         {
             "distributed.worker.lifetime.duration": f"{walltime - margin:.0f} s",
-            "distributed.worker.lifetime.stagger": f"{margin / 3:.0f} s",
+            "distributed.worker.lifetime.stagger": f"{margin / 4:.0f} s",
         }
     )
 
