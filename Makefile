@@ -10,12 +10,13 @@ WEIGHTS ?= ../shared/weights
 BENCHMARKS := naive overhead scaling per_scan memory peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults bench bench-smoke check format clean
+.PHONY: help demo test faults cluster bench bench-smoke check format clean
 
 help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
 	@echo "make faults  the slow tests of all that goes wrong; writes workflows/faults.md"
+	@echo "make cluster tests on a SLURM of one node; installs it (Debian or Ubuntu, as root)"
 	@echo "make bench   how fast, beside what: an hour on a quiet machine; writes $(BENCH)/results.md"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  put the code in house style"
@@ -29,6 +30,9 @@ test: $(VENV)/.installed-test
 
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m faults tests
+
+cluster: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 bench: $(VENV)/.installed
 	for name in $(BENCHMARKS); do \

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fusionflow import __version__, cli_dicom, cli_ledger, cli_plan, cli_tools, cli_train
+from fusionflow import (
+    __version__,
+    cli_dicom,
+    cli_ledger,
+    cli_plan,
+    cli_submit,
+    cli_tools,
+    cli_train,
+)
 from fusionflow.cli_options import (
     EXISTING,
     FOLDER,
@@ -272,6 +280,7 @@ for _command in (
     cli_ledger.prune,
     cli_ledger.watch,
     cli_plan.plan,
+    cli_submit.submit,
     cli_dicom.dicom,
     cli_tools.image,
     cli_tools.benchmark,

@@ -141,7 +141,7 @@ def _on_this_machine(options: ClusterOptions) -> dict[str, Any]:
     """Return what clusters of this machine have in common."""
     return {
         "host": "127.0.0.1",
-        "dashboard_address": f"127.0.0.1:{_free_port(_DASHBOARD_PORT)}",
+        "dashboard_address": f"127.0.0.1:{free_port(_DASHBOARD_PORT)}",
         "local_directory": None if options.work_dir is None else str(options.work_dir),
         "silence_logs": dask_log_level(),
     }
@@ -222,7 +222,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _free_port(wanted: int) -> int:
+def free_port(wanted: int) -> int:
     """Return `wanted` if nothing listens there, otherwise 0 (any)."""
     with socket.socket() as probe:
         try:
