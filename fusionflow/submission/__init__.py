@@ -1,0 +1,1 @@
+"""Jobs that schedulers of sites run later."""
