@@ -13,7 +13,7 @@ from typing import Any
 import click
 import yaml
 
-from fusionflow.config import RunConfig
+from fusionflow.config import METHODS, RunConfig
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError
 from fusionflow.kubernetes_objects import (
     autoscaler,
@@ -191,8 +191,10 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 
 def _config_in_pods(config: RunConfig) -> str:
     """Return the configuration that a run in a pod reads: all but where it runs."""
+    method = config.method
+    known = METHODS.get(method.name) == method
     content = {
-        "method": config.method.model_dump(mode="json"),
+        "method": method.name if known else method.model_dump(mode="json"),
         **config.model_dump(
             mode="json", exclude_defaults=True, include={"conform", "region", "input"}
         ),
