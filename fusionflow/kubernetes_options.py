@@ -23,7 +23,6 @@ __all__ = [
 #: Kubernetes allows 63 letters in a name; what is made of these has more words.
 _LONGEST_NAME = 32
 _LONGEST_GROUP = 20
-_LONGEST_IMAGE = 255
 _LEAST_BYTES = 256 << 20
 _UNITS = {"M": 10**6, "G": 10**9, "T": 10**12, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 _QUANTITY = re.compile(r"([1-9][0-9]{0,8})(Mi|Gi|Ti|M|G|T)")
@@ -32,7 +31,7 @@ _SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(rf"({_SUBDOMAIN.pattern}/)?[A-Za-z0-9]([A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?")
-_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,255}(@sha256:[0-9a-f]{64})?")
 #: What pods get from fusionflow and the operator.
 _OUR_FOLDERS = ("/tmp", "/etc/fusionflow", "/etc/fusionflow-tls")
 _OUR_VARIABLES = ("DASK_SCHEDULER_ADDRESS", "DASK_WORKER_NAME")
@@ -287,10 +286,13 @@ class KubernetesOptions(Options):
     @field_validator("image")
     @classmethod
     def _says_which_image(cls, value: str | None) -> str | None:
-        if value is None or _DIGEST.search(value):
+        if value is None:
             return value
-        if not value or len(value) > _LONGEST_IMAGE or not value.isascii() or " " in value:
+        match = _IMAGE.fullmatch(value)
+        if match is None:
             raise ValueError(f"{value[:40]!r} is no name of an image")
+        if match[1]:
+            return value
         tag = value.rpartition("/")[2].partition(":")[2]
         if tag in ("", "latest"):
             raise ValueError(
