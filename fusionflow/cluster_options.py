@@ -105,7 +105,7 @@ class ClusterOptions(Options):
     window: int | None = Field(strict=True, default=None, ge=1, le=_MOST)
     time_limit: float | None = Field(default=7200, gt=0, allow_inf_nan=False)
     allow_plain_tcp: bool = False
-    patience: float = Field(default=300, gt=0, allow_inf_nan=False)
+    patience: float = Field(default=300.0, gt=0, allow_inf_nan=False)
 
     @field_validator("scheduler_file")
     @classmethod

@@ -3,7 +3,14 @@
 import pytest
 import yaml
 from kube_runs import (
-    CASES, GPU_GROUP, case, containers_of, environment_of, made, run_config, the,
+    CASES,
+    GPU_GROUP,
+    case,
+    containers_of,
+    environment_of,
+    made,
+    run_config,
+    the,
 )  # fmt: skip
 
 from fusionflow.config import METHODS, RunConfig

@@ -41,7 +41,7 @@ def violations(pod):
         words = " ".join(box.get("args", []))
         if re.search(r"\b(sudo|sh -c|bash)\b", words):
             found.append("shell")
-        if not {"name": "scratch", "mountPath": "/tmp"} in box["volumeMounts"]:
+        if {"name": "scratch", "mountPath": "/tmp"} not in box["volumeMounts"]:
             found.append("nowhere to write")
     return found
 
