@@ -28,7 +28,7 @@ _INSTALL = (
 )
 _MENDS = {
     401: "Log in again: kubectl auth whoami says as whom you are known",
-    403: "Ask for this right: kubectl auth can-i create daskclusters.kubernetes.dask.org",
+    403: "Ask for that right; kubectl auth can-i --list shows which you have",
     409: "Remove it, or give another name (cluster.kubernetes.name)",
 }
 
@@ -75,9 +75,10 @@ def in_plain_words(what: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", "Kubernetes version", UserWarning)
             yield
     except kr8s.ServerError as error:
-        status = error.response.status_code if error.response is not None else None
         said = one_line(str(error))
-        raise ClusterError(f"Kubernetes refuses {what}: {said}", _mend(status, said)) from error
+        raise ClusterError(
+            f"Kubernetes refuses {what}: {said}", _mend(error.response, said)
+        ) from error
     except (httpx.HTTPError, kr8s.APITimeoutError, OSError) as error:
         raise ClusterError(
             f"No API of Kubernetes answers, for {what}: {one_line(str(error)) or type(error)}",
@@ -85,12 +86,15 @@ def in_plain_words(what: str) -> Iterator[None]:
         ) from error
 
 
-def _mend(status: int | None, said: str) -> str | None:
-    if status == 404:
+def _mend(response: Any, said: str) -> str | None:  # noqa: ANN401
+    """Return what a person can do about an answer of the API."""
+    if response is None:
+        return None
+    if response.status_code == 404 and DASK_API in str(response.url):
         return f"{_INSTALL}; if it is there, check the namespace"
-    if status == 403 and "exceeded quota" in said:
+    if response.status_code == 403 and "exceeded quota" in said:
         return "Ask for less: fewer replicas, cores or memory (cluster.kubernetes.groups)"
-    return _MENDS.get(status or 0)
+    return _MENDS.get(response.status_code)
 
 
 async def check_operator(api: Any, kind: str = "daskclusters") -> None:  # noqa: ANN401
