@@ -81,7 +81,7 @@ def in_plain_words(what: str) -> Iterator[None]:
         ) from error
     except (httpx.HTTPError, kr8s.APITimeoutError, OSError) as error:
         raise ClusterError(
-            f"No API of Kubernetes answers, for {what}: {one_line(str(error)) or type(error)}",
+            f"No API of Kubernetes answers ({what}): {one_line(repr(error))}",
             "Check `kubectl cluster-info`, and that KUBECONFIG or ~/.kube/config names the cluster",
         ) from error
 
@@ -127,8 +127,13 @@ async def connected(namespace: str | None) -> AsyncIterator[Any]:
     try:
         yield api
     finally:
-        if api._session is not None:
-            await api._session.aclose()
+        await hang_up(api)
+
+
+async def hang_up(api: Any) -> None:  # noqa: ANN401
+    """Close an API's connections, which the client leaves to the end of the process."""
+    if api._session is not None:
+        await api._session.aclose()
 
 
 async def _create_all(objects: Sequence[dict[str, Any]], namespace: str | None) -> None:

@@ -15,7 +15,13 @@ from distributed.security import Security
 from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.address import security_of
 from fusionflow.errors import ClusterError, ConfigurationError
-from fusionflow.kubernetes_api import check_operator, connected, in_plain_words, require_client
+from fusionflow.kubernetes_api import (
+    check_operator,
+    connected,
+    hang_up,
+    in_plain_words,
+    require_client,
+)
 from fusionflow.kubernetes_objects import (
     CLUSTER_LABEL,
     autoscaler,
@@ -74,8 +80,11 @@ def kubernetes(options: ClusterOptions, torch_threads: int = 1) -> Iterator[Any]
     try:
         yield cluster
     finally:
-        with in_plain_words(f"to remove DaskCluster {name}"):
-            cluster.close(timeout=_CLOSING)
+        try:
+            with in_plain_words(f"to remove DaskCluster {name}"):
+                cluster.close(timeout=_CLOSING)
+        except ClusterError as error:  # what the run came to is not changed by that
+            logger.warning("%s; remove it: kubectl delete daskcluster %s", error, name)
 
 
 def _security(options: ClusterOptions) -> Security | None:
@@ -129,6 +138,7 @@ def _cluster_class() -> type:
 
     dask-kubernetes' own speaks plain TCP alone, and waits for a pod as long as it takes.
     """
+    import kr8s.asyncio
     from dask_kubernetes.operator import KubeCluster
     from dask_kubernetes.operator.networking import get_scheduler_address, wait_for_scheduler
     from kr8s.asyncio.objects import object_from_spec
@@ -151,12 +161,22 @@ def _cluster_class() -> type:
             )
 
         async def _start(self) -> None:
+            # Kept: what asks for the API takes this one as long as it is there.
+            self._api = await kr8s.asyncio.api(namespace=self.namespace)
+            name = self.name
             try:
                 await super()._start()
+                self.name = name  # and not what somebody told the scheduler
             except BaseException:
                 with contextlib.suppress(Exception):  # what went wrong first is what matters
                     await self._close(timeout=_CLOSING)
                 raise
+
+        async def _close(self, timeout: float = _CLOSING) -> None:
+            try:
+                await super()._close(timeout=timeout)
+            finally:
+                await hang_up(self._api)
 
         async def _watch_component_status(self) -> None:
             """Nobody looks at the table that this would fill."""
@@ -204,12 +224,10 @@ def _cluster_class() -> type:
 
 async def _why_not(namespace: str, name: str) -> str:
     """Say how a cluster's pods are, as the API has it."""
-    import kr8s.asyncio
+    from kr8s.asyncio.objects import Pod
 
     found = []
-    async for pod in kr8s.asyncio.get(
-        "pods", namespace=namespace, label_selector={CLUSTER_LABEL: name}
-    ):
+    async for pod in Pod.list(namespace=namespace, label_selector={CLUSTER_LABEL: name}):
         status = pod.raw.get("status", {})
         waiting = [
             container["state"]["waiting"]

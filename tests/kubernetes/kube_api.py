@@ -18,11 +18,13 @@ class Api:
         self.library = kmock
         self.emulator = kmock.KubernetesEmulator()
         self.emulator["get /version/"] << VERSION
+        self.emulator.resources["v1/pods"] = self.emulator.resources["v1/services"] = {}
         self.url = None
 
     def put(self, kind, name, content=None, namespace="lab"):
         """Have an object there, as somebody else made it."""
-        body = {"metadata": {"name": name, "resourceVersion": "7"}, **(content or {})}
+        metadata = {"name": name, "namespace": namespace, "resourceVersion": "7"}
+        body = {"metadata": metadata, **(content or {})}
         self.emulator.objects[self.resource(kind), namespace, name] = body
 
     def get(self, kind, name, namespace="lab"):
