@@ -95,9 +95,17 @@ def _client(address: str, options: ClusterOptions) -> distributed.Client:
         If none answers.
     """
     security = security_of(options)
+    until = time.monotonic() + (options.scheduler_patience or 0)
     try:
-        return distributed.Client(address, timeout=_PATIENCE, security=security)
-    except (OSError, TimeoutError, ValueError, TypeError) as error:
+        while True:
+            try:
+                return distributed.Client(address, timeout=_PATIENCE, security=security)
+            except OSError as error:  # a timeout as well
+                if time.monotonic() > until:
+                    raise
+                logger.info("No scheduler answers at %s yet: %s", address, error)
+                time.sleep(_LOOK)
+    except (OSError, ValueError, TypeError) as error:
         mend = "Check the address that `dask scheduler` printed"
         if address.startswith("tls://"):
             mend += (

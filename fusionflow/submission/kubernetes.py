@@ -34,7 +34,7 @@ CONFIG_FILE = "run.yaml"
 #: What a submitted run is told by what is around it.
 _OURS = ("--config", "--cluster", "--allow-plain-tcp", "--gpu")
 #: Options of a cluster that a run in a pod has a use for.
-_KEPT = {"shared", "priority", "window", "time_limit", "patience"}
+_KEPT = {"shared", "priority", "window", "time_limit", "patience", "scheduler_patience"}
 _MOST_BYTES = 1 << 20
 
 
@@ -200,7 +200,12 @@ def _config_in_pods(config: RunConfig) -> str:
         ),
     }
     cluster = config.cluster.model_dump(mode="json", exclude_defaults=True, include=_KEPT)
-    content["cluster"] = {"shared": False, **cluster}  # nobody else works on it
+    content["cluster"] = {
+        "shared": False,  # nobody else works on it
+        # The run's pod is there as soon as the scheduler's, and perhaps sooner.
+        "scheduler_patience": float(config.cluster.patience),
+        **cluster,
+    }
     return yaml.safe_dump(content, sort_keys=False)
 
 

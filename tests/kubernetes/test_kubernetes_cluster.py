@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import distributed
 import pytest
 from distributed.security import Security
 from kube_api import api_in_memory, write_config
@@ -17,6 +18,7 @@ from kube_pods import running
 from kube_runs import GPU_GROUP, run_config
 
 from fusionflow import clusters
+from fusionflow.cluster_options import ClusterOptions
 from fusionflow.errors import ClusterError, ConfigurationError, MissingExtraError
 
 ALL_GROUPS = {"prepare": {"replicas": 3}, "gpu": GPU_GROUP}
@@ -110,7 +112,7 @@ def left(api):
 
 
 def options(kubernetes=None, **cluster):
-    return run_config(kubernetes, **{"patience": 20, **cluster}).cluster
+    return run_config(kubernetes, **{"patience": 90, **cluster}).cluster
 
 
 class TestCluster:
@@ -164,6 +166,37 @@ class TestCluster:
         [cluster] = made(api, "daskclusters")
         expected = {"cluster": cluster["metadata"]["name"], "minimum": 2, "maximum": 9}
         assert autoscaler["spec"] == expected
+
+
+class TestARunInAPod:
+    """It begins when the scheduler's image may still be on its way to a node."""
+
+    def test_waits_for_the_scheduler(self, monkeypatch):
+        monkeypatch.setattr("fusionflow.clusters.connection._PATIENCE", 0.5)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        late = []
+        begin = threading.Timer(2, lambda: late.append(distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", host="127.0.0.1",
+            scheduler_port=port, dashboard_address="127.0.0.1:0", silence_logs=50,
+        )))  # fmt: skip
+        begin.start()
+        try:
+            address = f"tcp://127.0.0.1:{port}"
+            wanted = ClusterOptions(address=address, scheduler_patience=60)
+            with clusters.connect(wanted) as client:
+                assert client.submit(sum, [1, 2]).result() == 3
+        finally:
+            begin.join()
+            late[0].close()
+
+    def test_does_not_wait_for_ever(self, monkeypatch):
+        monkeypatch.setattr("fusionflow.clusters.connection._PATIENCE", 0.2)
+        wanted = ClusterOptions(address="tcp://127.0.0.1:9", scheduler_patience=1)
+        begun = time.monotonic()
+        with pytest.raises(ClusterError, match="No Dask scheduler"), clusters.connect(wanted):
+            pass
+        assert 1 <= time.monotonic() - begun < 10
 
 
 class TestWhatGoesWrong:

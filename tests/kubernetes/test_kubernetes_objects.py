@@ -209,7 +209,8 @@ class TestConfiguration:
 
     def test_names_a_known_method(self):
         [text] = the("ConfigMap", made())["data"].values()
-        assert yaml.safe_load(text) == {"method": "dwt-vgg19", "cluster": {"shared": False}}
+        cluster = {"shared": False, "scheduler_patience": 300.0}
+        assert yaml.safe_load(text) == {"method": "dwt-vgg19", "cluster": cluster}
 
     @pytest.mark.parametrize("word", ["--cluster", "--config=x", "--gpu", "--allow-plain-tcp"])
     def test_words_that_are_given_anyway(self, word):

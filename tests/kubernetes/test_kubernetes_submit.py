@@ -24,21 +24,22 @@ def api(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr("fusionflow.kubernetes_api._PATIENCE", 1.0)
+    monkeypatch.setattr("fusionflow.kubernetes_api._PATIENCE", 20.0)
     monkeypatch.setattr("fusionflow.kubernetes_api._LOOK", 0.05)
 
 
 @contextlib.contextmanager
-def operator(api, *, collects=True):
+def operator(api, *, namespace="lab", collects=True):
     """Make clusters of jobs, and remove what hangs on those that are gone, as others would."""
     done = threading.Event()
 
     def work():
         while not done.is_set():
             time.sleep(0.02)
-            if (job := api.get("daskjobs", "fusionflow")) and "status" not in job:
-                if api.get("daskclusters", "fusionflow") is None:
-                    api.put("daskclusters", "fusionflow")
+            job = api.get("daskjobs", "fusionflow", namespace)
+            if job and "status" not in job:
+                if api.get("daskclusters", "fusionflow", namespace) is None:
+                    api.put("daskclusters", "fusionflow", namespace=namespace)
             elif collects and job is None:
                 for kind, name in (
                     ("daskclusters", "fusionflow"), ("pods", "fusionflow-runner"),
@@ -79,10 +80,8 @@ class TestCreation:
 
     def test_in_the_namespace_that_objects_name(self, api):
         objects = made(run_config({"namespace": "study"}))
-        done = threading.Timer(0.6, api.put, ("daskclusters", "fusionflow", None, "study"))
-        done.start()
-        submit(objects, None)
-        done.join()
+        with operator(api, namespace="study"):
+            submit(objects, None)
         assert api.get("daskjobs", "fusionflow", "study")
         assert not [line for line in api.asked if "/namespaces/lab/" in line]
 
@@ -134,8 +133,9 @@ class TestTheRunBefore:
         assert "kubectl delete daskjob fusionflow" in str(error.value)
         assert not [line for line in api.asked if not line.startswith("GET")]
 
-    def test_must_be_gone_before_the_next_begins(self, api):
+    def test_must_be_gone_before_the_next_begins(self, api, monkeypatch):
         """Or the operator would take the pod of the last run for that of this one."""
+        monkeypatch.setattr("fusionflow.kubernetes_api._PATIENCE", 0.5)
         old_job(api, "Failed")
         with operator(api, collects=False), pytest.raises(ClusterError, match="does not go within"):
             submit(case("plain"), "lab")
@@ -150,7 +150,8 @@ class TestRefusals:
             assert "Install the operator" in str(error.value)
             assert not posts(api)
 
-    def test_with_an_operator_that_does_nothing(self, api):
+    def test_with_an_operator_that_does_nothing(self, api, monkeypatch):
+        monkeypatch.setattr("fusionflow.kubernetes_api._PATIENCE", 0.5)
         with pytest.raises(ClusterError, match="the operator did not begin with it") as error:
             submit(case("plain"), "lab")
         assert "kubectl delete daskjob fusionflow" in str(error.value)
