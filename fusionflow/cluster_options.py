@@ -87,6 +87,9 @@ class ClusterOptions(Options):
     patience : float
         Seconds to wait for a worker that can do the work (with a GPU, where one is needed): for the
         first one, and when the last one is gone.
+    scheduler_patience : float or None
+        Seconds to go on trying to reach the scheduler at `address`, where it may still be on its
+        way; None tries once, which takes up to half a minute.
     """
 
     kind: Literal["local", "cuda", "slurm", "kubernetes"] = "local"
@@ -105,7 +108,8 @@ class ClusterOptions(Options):
     window: int | None = Field(strict=True, default=None, ge=1, le=_MOST)
     time_limit: float | None = Field(default=7200, gt=0, allow_inf_nan=False)
     allow_plain_tcp: bool = False
-    patience: float = Field(default=300, gt=0, allow_inf_nan=False)
+    patience: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    scheduler_patience: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("scheduler_file")
     @classmethod

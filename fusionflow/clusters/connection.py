@@ -115,9 +115,10 @@ def _client(address: str, options: ClusterOptions) -> distributed.Client:
     """
     security = security_of(options)
     patience = min(_PATIENCE, options.patience)
+    until = time.monotonic() + (options.scheduler_patience or 0)
     try:
-        with ThreadPoolExecutor(1) as other:  # this thread may have a loop: a notebook's
-            other.submit(asyncio.run, _greet(address, security, patience)).result()
+        while not _answers(address, security, patience, until):
+            time.sleep(_LOOK)
         return distributed.Client(address, timeout=patience, security=security)
     except (OSError, TimeoutError, ValueError, TypeError) as error:
         mend = "Check the address that `dask scheduler` printed"
@@ -127,6 +128,19 @@ def _client(address: str, options: ClusterOptions) -> distributed.Client:
                 "and key that the scheduler's authority signed"
             )
         raise ClusterError(f"No Dask scheduler answers at {address}: {error}", mend) from error
+
+
+def _answers(address: str, security: Security | None, patience: float, until: float) -> bool:
+    """Whether a scheduler answers; none may be there yet, until a time."""
+    try:
+        with ThreadPoolExecutor(1) as other:  # this thread may have a loop: a notebook's
+            other.submit(asyncio.run, _greet(address, security, patience)).result()
+    except OSError as error:  # a timeout as well
+        if time.monotonic() > until:
+            raise
+        logger.info("No scheduler answers at %s yet: %s", address, error)
+        return False
+    return True
 
 
 async def _greet(address: str, security: Security | None, patience: float) -> None:
