@@ -31,12 +31,15 @@ CHECK
 python3 -m venv "$folder"
 pip() { "$folder/bin/python" -m pip --no-cache-dir --disable-pip-version-check "$@"; }
 pip wheel --quiet --no-deps --wheel-dir dist "$@" .
-pip install --quiet --constraint constraints.txt "$@" \
+pip install --quiet --no-compile --constraint constraints.txt "$@" \
   "fusionflow${extras:+[$extras]} @ file://$(realpath dist/fusionflow-*.whl)"
 pip check
 rm -r dist
 # Nothing is installed later.
 pip uninstall --quiet --yes setuptools pip
+# Without the times of files, which some builders round when they copy: bytecode would be stale.
+"$folder/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$folder/lib" \
+  || echo "These files are for another Python; nothing here imports them." >&2
 
 "$folder/bin/python" - "$variant" <<'REPORT'
 import platform

@@ -12,7 +12,7 @@ from engine import Engine
 CACHE = Path(os.environ.get("FUSIONFLOW_CONTAINER_CACHE", "~/.cache/fusionflow")).expanduser()
 NEEDED = ("buildah", "podman", "runc", "debootstrap")
 #: Bytes that a build takes for a while, with the CUDA libraries of PyTorch.
-ROOM = 24e9
+ROOM = 33e9
 
 
 @pytest.fixture(scope="session")

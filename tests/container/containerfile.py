@@ -61,6 +61,13 @@ def copied(stages):
     return [word for words in copies if not words[0].startswith("--from") for word in words[:-1]]
 
 
+def definition_sections():
+    """Return the sections of the Apptainer definition by name."""
+    text = (Path(__file__).resolve().parents[2] / "deploy" / "fusionflow.def").read_text()
+    parts = re.split(r"^%(\w+)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def faults(root, text, installer, ignored):
     """Return what does not agree: a Containerfile, its installer, its list of ignored files.
 

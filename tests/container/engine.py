@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parents[2]
 #: No network device, kernel feature or service of the machine is taken for granted.
 _PODMAN = ["podman", "--cgroup-manager", "cgroupfs", "--runtime", "runc"]
-_RUN = ["run", "--rm", "--read-only", "--ulimit", "nofile=20000:20000"]
+#: Limits that podman sets by itself may be above those of this machine.
+_RUN = ["run", "--rm", "--read-only", "--ulimit=nofile=4096:4096", "--ulimit=nproc=1000:1000"]
 _DEBIAN = "bookworm"
 _PACKAGES = "python3,python3-venv"
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from containerfile import definition_sections
 from networks import random_state
 from runs import LABELS, small_cohort
 from safetensors.torch import save_file
@@ -24,6 +25,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     small_cohort(folder / "bids")
     os.chown(folder, USER, USER)
+    folder.chmod(0o755)
     return folder
 
 
@@ -78,17 +80,28 @@ def test_has_the_commands_of_pods(engine, image, command):
     assert "Usage" in engine.run(image, *command.split()).stdout
 
 
-@pytest.mark.parametrize("user", [USER, 4321])
-def test_demo_needs_no_network_and_no_user_of_that_name(engine, image, user, tmp_path):
-    os.chown(tmp_path, user, user)
+def owners(folder):
+    return {path.stat().st_uid for path in folder.rglob("*")}
+
+
+def test_demo_needs_no_network(engine, image, tmp_path):
+    os.chown(tmp_path, USER, USER)
     engine.run(
-        image, "fusionflow", "demo", "/data/demo", "--n-workers", "1",
-        mounts={tmp_path: "/data"}, options=[f"--user={user}:{user}", "--passwd=false"],
+        image, "fusionflow", "demo", "/data/demo", "--n-workers", "1", mounts={tmp_path: "/data"}
     )  # fmt: skip
-    cohort = ff.open_cohort(tmp_path / "demo" / "fused")
-    assert sorted(cohort) == sorted(LABELS)
-    owners = {path.stat().st_uid for path in (tmp_path / "demo").rglob("*")}
-    assert owners == {user}
+    assert sorted(ff.open_cohort(tmp_path / "demo" / "fused")) == sorted(LABELS)
+    assert owners(tmp_path / "demo") == {USER}
+
+
+def test_a_run_needs_no_user_of_that_name(engine, image, data, tmp_path):
+    os.chown(tmp_path, 4321, 4321)
+    engine.run(
+        image, "fusionflow", "run", "/data/bids", "/out/fused", "--method", "dwt-max",
+        "--n-workers", "1", mounts={data: "/data:ro", tmp_path: "/out"},
+        options=["--user=4321:4321", "--passwd=false"],
+    )  # fmt: skip
+    assert sorted(ff.open_cohort(tmp_path / "fused")) == sorted(LABELS)
+    assert owners(tmp_path / "fused") == {4321}
 
 
 class TestWeights:
@@ -107,11 +120,27 @@ class TestWeights:
 
     def test_those_in_a_mounted_folder_are_taken(self, engine, image, data, tmp_path):
         save_file(random_state(0), tmp_path / "vgg19.safetensors")
-        tmp_path.chmod(0o755)
+        for path in (tmp_path, tmp_path / "vgg19.safetensors"):
+            path.chmod(0o755)
         done = self.run(engine, image, data, "mounted", **{str(tmp_path): "/weights:ro"})
         assert done.returncode == 0, done.stdout + done.stderr
         cohort = ff.open_cohort(data / "mounted")
         assert "vgg19.safetensors" in json.dumps(cohort.scan(LABELS[0]).attrs, default=str)
+
+
+def test_what_apptainer_would_run_in_it_runs(engine, image, tmp_path):
+    """The scripts of the definition, by the shell of the image; Apptainer itself is not needed."""
+    sections = definition_sections()
+    folder = {"PYTHONPATH": "/cluster/modules", "TMPDIR": "/no/such/folder"}
+    options = [f"--env={name}={value}" for name, value in folder.items()]
+    run = engine.run(
+        image, "sh", "-ec", sections["environment"] + sections["test"] + "echo TMPDIR=$TMPDIR",
+        options=options,
+    )  # fmt: skip
+    assert ff.__version__ in run.stdout
+    assert "TMPDIR=/tmp\n" in run.stdout
+    told = engine.run(image, "sh", "-ec", sections["runscript"], "fusionflow", "--version")
+    assert ff.__version__ in told.stdout
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dask
 import pytest
-from containerfile import arguments, copied, faults, parse, variables
+from containerfile import arguments, copied, definition_sections, faults, parse, variables
 
 from fusionflow import __version__
 from fusionflow.weights import WEIGHTS_DIR_VARIABLE
@@ -22,6 +22,7 @@ TEXT = (DEPLOY / "Containerfile").read_text()
 INSTALLER = (DEPLOY / "container-install.sh").read_text()
 IGNORED = (DEPLOY / "Containerfile.dockerignore").read_text()
 DEFINITION = (DEPLOY / "fusionflow.def").read_text()
+SECTIONS = definition_sections()
 GUIDE = (DEPLOY / "containers.md").read_text()
 
 HADOLINT = shutil.which(
@@ -159,12 +160,8 @@ class TestInstaller:
 
 
 class TestDefinition:
-    def sections(self):
-        parts = re.split(r"^%(\w+)$", DEFINITION, flags=re.MULTILINE)
-        return dict(zip(parts[1::2], parts[2::2], strict=True))
-
     def test_has_what_apptainer_runs_sets_tests_and_says(self):
-        assert list(self.sections()) == ["help", "environment", "runscript", "test"]
+        assert list(SECTIONS) == ["help", "environment", "runscript", "test"]
 
     def test_starts_from_the_archive_that_the_guide_makes(self):
         kind, archive = re.findall(r"^(?:Bootstrap|From): (\S+)$", DEFINITION, re.MULTILINE)
@@ -172,7 +169,7 @@ class TestDefinition:
 
     def test_names_commands_that_there_are(self):
         scripts = {entry.name for entry in entry_points(group="console_scripts")}
-        text = self.sections()["runscript"] + self.sections()["test"] + self.sections()["help"]
+        text = SECTIONS["runscript"] + SECTIONS["test"] + SECTIONS["help"]
         called = set(re.findall(r"^ *(?:exec )?(fusionflow|dask|python)\b", text, re.MULTILINE))
         assert called == {"fusionflow", "dask", "python"}
         assert called - {"python"} <= scripts
@@ -181,12 +178,12 @@ class TestDefinition:
 
     @pytest.mark.parametrize("section", ["environment", "runscript", "test"])
     def test_scripts_are_valid(self, section):
-        script = self.sections()[section]
+        script = SECTIONS[section]
         done = subprocess.run(["sh", "-n"], input=script, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     def test_the_hosts_own_python_does_not_reach_in(self):
-        script = self.sections()["environment"] + "\nenv"
+        script = SECTIONS["environment"] + "\nenv"
         host = {"PATH": os.environ["PATH"], "PYTHONPATH": "/cluster/lib", "TMPDIR": "/no/such/dir"}
         said = subprocess.run(
             ["sh", "-c", script], capture_output=True, text=True, check=True, env=host
