@@ -10,14 +10,15 @@ WEIGHTS ?= ../shared/weights
 BENCHMARKS := naive overhead scaling per_scan memory peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults cluster bench bench-smoke check format clean
+.PHONY: help demo test faults cluster bench bench-smoke container container-test check format clean
 
 help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
 	@echo "make faults  the slow tests of all that goes wrong; writes workflows/faults.md"
-	@echo "make cluster tests on a SLURM of one node; installs it (Debian or Ubuntu, as root)"
+	@echo "make cluster a real SLURM of one node, hosts in network namespaces; as root, installs SLURM"
 	@echo "make bench   how fast, beside what: an hour on a quiet machine; writes $(BENCH)/results.md"
+	@echo "make container  an image with buildah, podman or docker (deploy/containers.md)"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  put the code in house style"
 	@echo "make clean   remove .venv and $(DEMO)"
@@ -43,6 +44,12 @@ bench: $(VENV)/.installed
 
 bench-smoke: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m bench tests
+
+container:
+	deploy/build-container.sh
+
+container-test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m container tests/container
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
