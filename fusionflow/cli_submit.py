@@ -9,7 +9,6 @@ import click
 from click.core import ParameterSource
 
 from fusionflow.cli_options import (
-    EXISTING,
     FOLDER,
     BidsAppCommand,
     Duration,
@@ -26,10 +25,15 @@ if TYPE_CHECKING:
 
 #: What is for this command, and not for the run that it submits.
 _OURS = ("cluster", "only_print", "job_name", "dependency", "begin", "every", "schedule")
+#: What a configuration cannot say: a run on Kubernetes has all the rest from a file of its own.
+_SELECTION = (
+    "level", "participant_label", "session_label", "preflight", "retry_failed", "force", "settle",
+    "offline", "verbose",
+)  # fmt: skip
 
 
 @click.command(cls=BidsAppCommand)
-@click.argument("bids_dir", type=EXISTING)
+@click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=FOLDER)
 @click.argument("level", type=click.Choice(["participant", "group"]), required=False)
 @run_options
@@ -89,8 +93,11 @@ def submit(
         for option in ("dependency", "begin", "every"):
             if options[option] is not None:
                 raise ConfigurationError(f"--{option} is for SLURM", "Take --schedule")
-        _kubernetes(bids_dir, out_dir, arguments, config, schedule=schedule, only_print=only_print)
+        words = tuple(_arguments(ctx, without=_OURS, only=_SELECTION))  # the others: config
+        _kubernetes(bids_dir, out_dir, words, config, schedule=schedule, only_print=only_print)
         return
+    if not bids_dir.exists():  # with Kubernetes only pods need to see it
+        raise ConfigurationError(f"There is no {bids_dir}", "Check the path of BIDS_DIR")
     from fusionflow.submission import slurm
 
     batch = slurm.Batch(
@@ -108,8 +115,8 @@ def submit(
         if options["every"] is not None:
             raise ConfigurationError("--every and --schedule both say when", "Give one of the two")
         own = _arguments(ctx, without=("schedule", "only_print"))
-        words = [str(bids_dir), str(out_dir), *own]
-        click.echo(slurm.scrontab(schedule, words), nl=False)
+        listed = [str(bids_dir), str(out_dir), *own]
+        click.echo(slurm.scrontab(schedule, listed), nl=False)
         return
     if only_print:
         click.echo(slurm.script(batch), nl=False)
@@ -121,31 +128,37 @@ def submit(
 def _kubernetes(
     bids_dir: Path,
     out_dir: Path,
-    arguments: tuple[str, ...],
+    words: tuple[str, ...],
     config: RunConfig,
     *,
     schedule: str | None,
     only_print: bool,
 ) -> None:
     """Print the objects of Kubernetes that are a run, or make them."""
-    try:
-        from fusionflow.submission import kubernetes  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise ConfigurationError(f"Kubernetes cannot be given a run here: {error}") from error
+    from fusionflow.submission import kubernetes
+
+    objects = kubernetes.objects(bids_dir, out_dir, words, config, schedule=schedule)
     if only_print:
-        import yaml
-
-        objects = kubernetes.objects(bids_dir, out_dir, arguments, config, schedule=schedule)
-        click.echo(yaml.safe_dump_all(objects, sort_keys=False), nl=False)
+        click.echo(kubernetes.as_yaml(objects), nl=False)
         return
-    click.echo(kubernetes.submit(bids_dir, out_dir, arguments, config, schedule=schedule))
+    pods = config.cluster.kubernetes
+    kubernetes.submit(objects, pods.namespace)
+    within = f" -n {pods.namespace}" if pods.namespace else ""
+    if schedule is not None:
+        click.echo(f"Scheduled at {schedule}: kubectl get cronjob {pods.name}{within}")
+        return
+    click.echo(f"Submitted DaskJob {pods.name}: kubectl get daskjob {pods.name}{within}")
 
 
-def _arguments(ctx: click.Context, without: tuple[str, ...]) -> Iterator[str]:
+def _arguments(
+    ctx: click.Context, without: tuple[str, ...], only: tuple[str, ...] = ()
+) -> Iterator[str]:
     """Yield the options and the level that the command line gave, for another one like it."""
     for param in ctx.command.params:
         name = str(param.name)
         if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name in without:
+            continue
+        if only and name not in only:
             continue
         value = ctx.params[name]
         if not isinstance(param, click.Option):
