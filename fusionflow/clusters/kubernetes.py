@@ -163,7 +163,7 @@ def _cluster_class() -> type:
         async def _start(self) -> None:
             # Kept: what asks for the API takes this one as long as it is there.
             self._api = await kr8s.asyncio.api(namespace=self.namespace)
-            name: Any = self.name
+            name = self.name  # type: ignore[has-type]
             try:
                 await super()._start()
                 self.name = name  # and not what somebody told the scheduler
