@@ -144,6 +144,11 @@ class TestGroups:
         assert "distributed.http.health" in routes
         assert "HTTP__ROUTES" not in str(case("plain"))
 
+    def test_that_are_left_behind_are_removed_by_the_operator(self):
+        cluster = dask_cluster(run_config().cluster, "x")
+        assert cluster["spec"]["idleTimeout"] == 3600
+        assert "distributed.http.scheduler.api" in str(cluster["spec"]["scheduler"])
+
     @pytest.mark.parametrize("option", ["n_workers", "memory_mb", "work_dir"])
     def test_options_of_other_clusters_mean_nothing(self, option):
         words = refused(run_config(**{option: "/x" if option == "work_dir" else 512}))
