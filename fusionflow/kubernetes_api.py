@@ -33,10 +33,10 @@ _MENDS = {
 }
 
 
-def create_all(objects: Sequence[dict[str, Any]], namespace: str | None) -> None:
-    """Create objects; see `fusionflow.submission.kubernetes.submit`."""
+def create_all(objects: Sequence[dict[str, Any]], namespace: str | None) -> str:
+    """Create objects, and return where; see `fusionflow.submission.kubernetes.submit`."""
     require_client()
-    asyncio.run(_create_all(objects, namespace))
+    return asyncio.run(_create_all(objects, namespace))
 
 
 def require_client() -> None:
@@ -136,7 +136,7 @@ async def hang_up(api: Any) -> None:  # noqa: ANN401
         await api._session.aclose()
 
 
-async def _create_all(objects: Sequence[dict[str, Any]], namespace: str | None) -> None:
+async def _create_all(objects: Sequence[dict[str, Any]], namespace: str | None) -> str:
     where = namespace or next(
         (item["metadata"]["namespace"] for item in objects if "namespace" in item["metadata"]), None
     )
@@ -152,6 +152,7 @@ async def _create_all(objects: Sequence[dict[str, Any]], namespace: str | None) 
                     await _put(api, item)
                 if item["kind"] == "DaskJob":
                     await _await_operator(api, item)
+            return str(api.namespace)
 
 
 async def _make_room(api: Any, item: dict[str, Any]) -> None:  # noqa: ANN401

@@ -27,6 +27,8 @@ LABELS = {"app.kubernetes.io/name": "fusionflow"}
 CLUSTER_LABEL, COMPONENT_LABEL = "dask.org/cluster-name", "dask.org/component"
 _OPERATOR_LABELS = {"app.kubernetes.io/name": "dask-kubernetes-operator"}
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+#: Seconds without work until a cluster counts as left behind.
+_IDLE_TIMEOUT = 3600
 
 
 def check_kubernetes(options: ClusterOptions) -> None:
@@ -58,10 +60,14 @@ def check_kubernetes(options: ClusterOptions) -> None:
 
 
 def dask_cluster(options: ClusterOptions, name: str, torch_threads: int = 1) -> dict[str, Any]:
-    """Return the DaskCluster: a scheduler, its service, and the first group of workers."""
+    """Return the DaskCluster: a scheduler, its service, and the first group of workers.
+
+    The operator removes it when it had no work for an hour: whoever started it may be gone.
+    """
+    spec = _cluster_spec(options, name, torch_threads, answers_operator=True)
     return {
         **head(DASK_API, "DaskCluster", name, options.kubernetes),
-        "spec": _cluster_spec(options, name, torch_threads),
+        "spec": {"idleTimeout": _IDLE_TIMEOUT, **spec},
     }
 
 
@@ -96,11 +102,13 @@ def dask_job(
     torch_threads: int = 1,
 ) -> dict[str, Any]:
     """Return the DaskJob: a cluster, and the pod with the run that ends with it."""
+    adapts = first_group(options.kubernetes).replicas_most is not None
+    cluster = _cluster_spec(options, name, torch_threads, answers_operator=adapts)
     return {
         **head(DASK_API, "DaskJob", name, options.kubernetes),
         "spec": {
             "job": {"spec": runner_pod(options.kubernetes, name, words, config_map)},
-            "cluster": {"spec": _cluster_spec(options, name, torch_threads)},
+            "cluster": {"spec": cluster},
         },
     }
 
@@ -172,10 +180,12 @@ def first_group(options: KubernetesOptions) -> KubernetesGroup:
     return next(iter(options.groups.values()))
 
 
-def _cluster_spec(options: ClusterOptions, name: str, torch_threads: int) -> dict[str, Any]:
+def _cluster_spec(
+    options: ClusterOptions, name: str, torch_threads: int, *, answers_operator: bool
+) -> dict[str, Any]:
     return {
         "scheduler": {
-            "spec": scheduler_pod(options),
+            "spec": scheduler_pod(options, answers_operator=answers_operator),
             "service": {
                 "type": "ClusterIP",
                 "selector": {CLUSTER_LABEL: name, COMPONENT_LABEL: "scheduler"},

@@ -26,7 +26,7 @@ CONFIG_FOLDER = "/etc/fusionflow"
 TLS_FOLDER = "/etc/fusionflow-tls"
 CA_FILE, CERT, KEY = (f"{TLS_FOLDER}/{name}" for name in ("ca.crt", "tls.crt", "tls.key"))
 SCHEDULER_PORT, DASHBOARD_PORT, WORKER_DASHBOARD_PORT = 8786, 8787, 8788
-#: The operator asks it how many workers are wanted, and which can go.
+#: Where the operator asks how many workers are wanted, which can go, and how long none had work.
 _API_ROUTES = "distributed.http.scheduler.api"
 _SCRATCH = "/tmp"
 #: Share of a pod's memory that its worker may take; its nanny and libraries have the rest.
@@ -50,14 +50,16 @@ def protocol(options: KubernetesOptions) -> str:
     return "tls" if options.tls_secret else "tcp"
 
 
-def scheduler_pod(options: ClusterOptions) -> dict[str, Any]:
-    """Return the specification of a scheduler's pod."""
+def scheduler_pod(options: ClusterOptions, *, answers_operator: bool) -> dict[str, Any]:
+    """Return the specification of a scheduler's pod; the operator may ask it things by HTTP."""
     pods = options.kubernetes
     words = ["dask", "scheduler", "--host", "0.0.0.0"]  # a pod has an address of its own
     words += ["--port", str(SCHEDULER_PORT), "--dashboard-address", f":{DASHBOARD_PORT}"]
     words += ["--protocol", protocol(pods), *_tls_options(pods)]
     probe = {"httpGet": {"path": "/health", "port": "http-dashboard"}}
-    environment = {**_tls_variables(pods, client=False), **_scheduler_settings(options)}
+    environment = _tls_variables(pods, client=False) | _dask_variables(scheduler_settings(options))
+    if answers_operator:
+        environment |= _operator_routes()
     container = _container(pods, "scheduler", words, pods.scheduler, environment)
     container |= {
         "ports": [
@@ -261,15 +263,13 @@ def _threads(options: ClusterOptions, group: KubernetesGroup, torch_threads: int
     return min(max(least, share), most) if group.gpus else share
 
 
-def _scheduler_settings(options: ClusterOptions) -> dict[str, str]:
-    variables = _dask_variables(scheduler_settings(options))
-    if any(group.replicas_most for group in options.kubernetes.groups.values()):
-        import dask
-        import distributed  # noqa: F401 - brings its settings along
+def _operator_routes() -> dict[str, str]:
+    """Return the setting that adds to a dashboard what the operator asks."""
+    import dask
+    import distributed  # noqa: F401 - brings its settings along
 
-        routes = [*dask.config.get("distributed.scheduler.http.routes"), _API_ROUTES]
-        variables["DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"] = repr(routes)
-    return variables
+    routes = [*dask.config.get("distributed.scheduler.http.routes"), _API_ROUTES]
+    return {"DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES": repr(routes)}
 
 
 def _dask_variables(settings: dict[str, Any]) -> dict[str, str]:

@@ -154,6 +154,7 @@ def _cluster_class() -> type:
             patience: float,
         ) -> None:
             self.security = security
+            self._created = spec["metadata"]["name"]
             self._further = further
             self._patience = patience
             super().__init__(
@@ -163,10 +164,9 @@ def _cluster_class() -> type:
         async def _start(self) -> None:
             # Kept: what asks for the API takes this one as long as it is there.
             self._api = await kr8s.asyncio.api(namespace=self.namespace)
-            name = self.name  # type: ignore[has-type]
             try:
                 await super()._start()
-                self.name = name  # and not what somebody told the scheduler
+                self._cluster_info["name"] = self._created  # and not what the scheduler was told
             except BaseException:
                 with contextlib.suppress(Exception):  # what went wrong first is what matters
                     await self._close(timeout=_CLOSING)

@@ -31,11 +31,19 @@ from fusionflow.untrusted import printable, read_bounded
 __all__ = ["as_yaml", "objects", "submit"]
 
 CONFIG_FILE = "run.yaml"
-#: What a submitted run is told by what is around it.
-_OURS = ("--config", "--cluster", "--allow-plain-tcp", "--gpu")
+#: Options of a run that are in no configuration.
+_NOT_CONFIGURED = {
+    "participant_label", "session_label", "only_check", "retry_failed", "force", "settle",
+    "verbose", "offline",
+}  # fmt: skip
 #: Options of a cluster that a run in a pod has a use for.
 _KEPT = {"shared", "priority", "window", "time_limit", "patience", "scheduler_patience"}
 _MOST_BYTES = 1 << 20
+#: How to see what becomes of what was submitted.
+_LOOKS = {
+    "DaskJob": "kubectl -n {where} logs -f {name}-runner",
+    "CronJob": "kubectl -n {where} get cronjob,daskjob",
+}
 
 
 def objects(
@@ -53,7 +61,8 @@ def objects(
     bids_dir, out_dir : Path
         As pods see them: on a volume that they mount.
     arguments : sequence of str
-        Further words for ``fusionflow run``, such as ``--participant-label 01``.
+        Further words for ``fusionflow run``, such as ``--participant-label 01``. Those for which
+        there is a place in `config` are left out: they are to be there already.
     config : RunConfig
         The run; ``cluster.kubernetes`` says how its pods are.
     schedule : str or None
@@ -77,8 +86,8 @@ def objects(
             "Give a group of cluster.kubernetes.groups `gpus: 1`, or leave out --gpu required",
         )
     _check_paths(bids_dir, out_dir, config)
-    _check_arguments(arguments)
-    words = ["fusionflow", "run", str(bids_dir), str(out_dir), *arguments]
+    words = ["fusionflow", "run", str(bids_dir), str(out_dir)]
+    words += _beside_the_configuration(arguments)
     words += ["--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"]
     words += ["--cluster", scheduler_address(pods, pods.name)]
     if pods.tls_secret is None:
@@ -103,7 +112,7 @@ def objects(
     return [*around, *scheduled(pods, schedule, as_yaml(job))]
 
 
-def submit(objects: Sequence[dict[str, Any]], namespace: str | None) -> None:
+def submit(objects: Sequence[dict[str, Any]], namespace: str | None) -> str:
     """Create objects, or bring those that are there up to date.
 
     A DaskJob of the same name that has ended makes room; claims for storage stay as they are.
@@ -114,6 +123,11 @@ def submit(objects: Sequence[dict[str, Any]], namespace: str | None) -> None:
         As `objects` returns them.
     namespace : str or None
         Where; None takes theirs, or that of the current context.
+
+    Returns
+    -------
+    str
+        What was submitted, and how to see what becomes of it.
 
     Raises
     ------
@@ -126,7 +140,12 @@ def submit(objects: Sequence[dict[str, Any]], namespace: str | None) -> None:
     """
     from fusionflow.kubernetes_api import create_all
 
-    create_all(objects, namespace)
+    where = create_all(objects, namespace)
+    return "; ".join(
+        f"Submitted {item['kind']} {name}: " + _LOOKS[item["kind"]].format(where=where, name=name)
+        for item in objects
+        if item["kind"] in _LOOKS and (name := item["metadata"]["name"])
+    )
 
 
 def as_yaml(objects: Sequence[dict[str, Any]]) -> str:
@@ -180,13 +199,32 @@ def _check_paths(bids_dir: Path, out_dir: Path, config: RunConfig) -> None:
         )
 
 
-def _check_arguments(arguments: Sequence[str]) -> None:
+def _beside_the_configuration(arguments: Sequence[str]) -> list[str]:
+    """Return the words that say what a configuration cannot: which scans, and how eagerly.
+
+    The others name files of this machine, or are in the configuration that goes along.
+    """
+    from fusionflow.cli import main as fusionflow
+
+    options = {
+        name: param
+        for param in fusionflow.commands["run"].params
+        if isinstance(param, click.Option)
+        for name in param.opts
+    }
+    kept: list[str] = []
+    leave = 0
     for word in arguments:
-        if word.partition("=")[0] in _OURS:
-            raise ConfigurationError(
-                f"{word} cannot be among the words of a submitted run, which is given its own",
-                "Say it in the configuration, or as an option of the submission",
-            )
+        if leave:
+            leave -= 1
+            continue
+        name, given, _ = word.partition("=")
+        param = options.get(name)
+        if param is None or param.name in _NOT_CONFIGURED:
+            kept.append(word)
+        elif not given and not param.is_flag:
+            leave = param.nargs
+    return kept
 
 
 def _config_in_pods(config: RunConfig) -> str:
@@ -220,7 +258,7 @@ def main(file: Path, namespace: str | None) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.ClickException(f"{file}: {printable(error)}") from error
     try:
-        submit(documents, namespace)
+        click.echo(submit(documents, namespace))
     except LockedError as error:
         click.echo(f"Left alone: {error}")
     except FusionflowError as error:

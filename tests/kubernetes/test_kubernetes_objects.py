@@ -144,6 +144,11 @@ class TestGroups:
         assert "distributed.http.health" in routes
         assert "HTTP__ROUTES" not in str(case("plain"))
 
+    def test_that_are_left_behind_are_removed_by_the_operator(self):
+        cluster = dask_cluster(run_config().cluster, "x")
+        assert cluster["spec"]["idleTimeout"] == 3600
+        assert "distributed.http.scheduler.api" in str(cluster["spec"]["scheduler"])
+
     @pytest.mark.parametrize("option", ["n_workers", "memory_mb", "work_dir"])
     def test_options_of_other_clusters_mean_nothing(self, option):
         words = refused(run_config(**{option: "/x" if option == "work_dir" else 512}))
@@ -212,9 +217,20 @@ class TestConfiguration:
         cluster = {"shared": False, "scheduler_patience": 300.0}
         assert yaml.safe_load(text) == {"method": "dwt-vgg19", "cluster": cluster}
 
-    @pytest.mark.parametrize("word", ["--cluster", "--config=x", "--gpu", "--allow-plain-tcp"])
-    def test_words_that_are_given_anyway(self, word):
-        assert "cannot be among the words" in refused(arguments=[word])
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            (["--config=/home/me/run.yaml", "--cluster", "kubernetes", "--gpu", "never"], []),
+            (["--pet-window", "0", "12", "--force", "--allow-plain-tcp"], ["--force"]),
+            (["group", "--method=average"], ["group"]),
+            (["--participant-label", "01", "02", "-v"], ["--participant-label", "01", "02", "-v"]),
+            (["--session-label=a", "--settle=60s", "--preflight", "--retry-failed", "--offline"],
+             ["--session-label=a", "--settle=60s", "--preflight", "--retry-failed", "--offline"]),
+        ],
+    )  # fmt: skip
+    def test_has_what_words_of_a_command_line_would_say_again(self, given, kept):
+        words = words_of(made(arguments=given))["runner"]
+        assert words[4 : words.index("--config")] == kept
 
     def test_an_image_is_needed(self):
         config = run_config()

@@ -69,7 +69,8 @@ def posts(api):
 class TestCreation:
     def test_of_everything_in_order(self, api):
         with operator(api):
-            submit(case("gpu-and-cpu"), "lab")
+            said = submit(case("gpu-and-cpu"), "lab")
+        assert said == "Submitted DaskJob fusionflow: kubectl -n lab logs -f fusionflow-runner"
         assert posts(api) == [
             "networkpolicies", "networkpolicies", "networkpolicies", "configmaps", "daskjobs",
             "daskworkergroups",
