@@ -38,7 +38,7 @@ rm -r dist
 # Nothing is installed later.
 pip uninstall --quiet --yes setuptools pip
 # Without the times of files, which some builders round when they copy: bytecode would be stale.
-"$folder/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$folder/lib" \
+"$folder/bin/python" -m compileall -qf -j 0 --invalidation-mode unchecked-hash "$folder/lib" \
   || echo "These files are for another Python; nothing here imports them." >&2
 
 "$folder/bin/python" - "$variant" <<'REPORT'

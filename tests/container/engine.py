@@ -58,7 +58,7 @@ class Engine:
     def run(self, image, *words, mounts=(), options=(), check=True):
         """Run a command in a container without any network, to its end."""
         command = self.command(image, *words, mounts=mounts, options=("--network=none", *options))
-        return self.call(*command, check=check, timeout=280)
+        return self.call(*command, check=check, timeout=900)
 
     def base(self, cache: Path) -> str:
         """Make an image of Debian with Python, from a root that `cache` keeps."""
