@@ -36,7 +36,7 @@ from fusionflow.cli_options import (
     log,
     run_options,
 )
-from fusionflow.errors import ConfigurationError, FusionflowError, LockedError
+from fusionflow.errors import ConfigurationError, FusionflowError, LockedError, StoreError
 
 if TYPE_CHECKING:
     from fusionflow.config import RunConfig
@@ -264,7 +264,13 @@ def demo(folder: Path, n_workers: int | None, verbose: int) -> None:
     from fusionflow.phantom import write_cohort
 
     click.echo(f"Writing a phantom cohort to {folder / 'bids'}")
-    write_cohort(folder / "bids")
+    try:
+        write_cohort(folder / "bids")
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {folder / 'bids'}: {error.strerror or error}",
+            "Check space and permissions",
+        ) from error
     config = RunConfig(cluster=ClusterOptions(n_workers=n_workers))
     report = _run(folder / "bids", folder / "fused", config)
     if report.summary is not None:

@@ -136,8 +136,17 @@ def identified(backbone_name: str, path: Path) -> Weights:
     ------
     ChecksumError
         If the ``SHA256SUMS`` of its folder says another.
+    WeightsNotFoundError
+        If the file cannot be read.
     """
-    weights = Weights(backbone_name, file_sha256(path), path.resolve())
+    try:
+        checksum = file_sha256(path)
+    except OSError as error:
+        raise WeightsNotFoundError(
+            f"Cannot read the weights {path}: {error.strerror or error}",
+            "Let the user that fusionflow runs as read them",
+        ) from error
+    weights = Weights(backbone_name, checksum, path.resolve())
     known = read_sums(path.parent).get(path.name)
     if known not in (None, weights.identity):
         raise ChecksumError(
@@ -150,6 +159,11 @@ def identified(backbone_name: str, path: Path) -> Weights:
 
 def _find_in_folder(folder: Path, backbone_name: str) -> Path:
     """Return the weights of a backbone in a folder: the shortest name that begins with it."""
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise WeightsNotFoundError(
+            f"Cannot look into {folder} ({WEIGHTS_DIR_VARIABLE}): permission denied",
+            "Let the user that fusionflow runs as read it",
+        )
     found = [
         path
         for pattern in ("*.safetensors", "*.pth")

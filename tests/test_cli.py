@@ -59,6 +59,12 @@ def test_a_cohort_with_trouble(bids, tmp_path):
     assert "0 fused, 2 unchanged, 0 failed, 1 without a PET/MRI pair" in again.stdout
 
 
+def test_a_demo_where_nothing_can_be_written():
+    result = CliRunner().invoke(main, ["demo", "/proc/fusionflow"])
+    assert result.exit_code == 4
+    assert "Cannot write /proc/fusionflow/bids: No such file or directory" in result.output
+
+
 def test_an_empty_folder(tmp_path):
     (tmp_path / "bids").mkdir()
     run = fusionflow(

@@ -240,3 +240,9 @@ def test_the_log_says_which_file_was_taken(tmp_path, state, caplog):
     with caplog.at_level(logging.INFO, "fusionflow"):
         resolved(path)
     assert str(path) in caplog.text
+
+
+def test_a_file_that_cannot_be_read(weights_dir):
+    (weights_dir / "vgg19.pth").mkdir()  # what root cannot read either
+    with pytest.raises(WeightsNotFoundError, match=r"Cannot read the weights .*vgg19\.pth: Is a"):
+        resolve_weights("auto", "vgg19")
