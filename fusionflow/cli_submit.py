@@ -141,13 +141,7 @@ def _kubernetes(
     if only_print:
         click.echo(kubernetes.as_yaml(objects), nl=False)
         return
-    pods = config.cluster.kubernetes
-    kubernetes.submit(objects, pods.namespace)
-    within = f" -n {pods.namespace}" if pods.namespace else ""
-    if schedule is not None:
-        click.echo(f"Scheduled at {schedule}: kubectl get cronjob {pods.name}{within}")
-        return
-    click.echo(f"Submitted DaskJob {pods.name}: kubectl get daskjob {pods.name}{within}")
+    click.echo(kubernetes.submit(objects, config.cluster.kubernetes.namespace))
 
 
 def _arguments(
