@@ -16,7 +16,7 @@ help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
 	@echo "make faults  the slow tests of all that goes wrong; writes workflows/faults.md"
-	@echo "make cluster tests on a SLURM of one node; installs it (Debian or Ubuntu, as root)"
+	@echo "make cluster tests on a SLURM on loopback; installs it (Debian or Ubuntu, as root)"
 	@echo "make bench   how fast, beside what: an hour on a quiet machine; writes $(BENCH)/results.md"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  put the code in house style"
