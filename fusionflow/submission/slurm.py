@@ -206,12 +206,9 @@ def _directives(batch: Batch, shapes: Sequence[Shape]) -> list[str]:
 
 def _component(shape: Shape) -> list[str]:
     """Return what sbatch is told of a pool: a task is what is a job of its own elsewhere."""
-    pool, jobs = shape.pool, shape.pool.jobs
-    memory = math.ceil(parse_bytes(shape.memory) / 2**20)
+    pool = shape.pool
     room = (
-        [f"--nodes={jobs}", "--ntasks-per-node=1", f"--mem={memory}M"]
-        if pool.gpus
-        else [f"--ntasks={jobs}", f"--mem-per-cpu={math.ceil(memory / shape.cores)}M"]
+        [f"--nodes={pool.jobs}", "--ntasks-per-node=1"] if pool.gpus else [f"--ntasks={pool.jobs}"]
     )
     named = [
         f"--{option}={value}"
@@ -222,7 +219,13 @@ def _component(shape: Shape) -> list[str]:
         )
         if value is not None
     ]
-    return [*room, f"--cpus-per-task={shape.cores}", *named, *shape.directives]
+    return [*room, *_share(shape), *named, *shape.directives]
+
+
+def _share(shape: Shape) -> list[str]:
+    """Return what SLURM is to give to each task of a pool, as sbatch and srun both take it."""
+    memory = math.ceil(parse_bytes(shape.memory) / shape.cores / 2**20)
+    return [f"--cpus-per-task={shape.cores}", f"--mem-per-cpu={memory}M"]
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
@@ -305,7 +308,7 @@ def _workers(shape: Shape, number: int, pools: int, options: ClusterOptions) -> 
             *worker_exports(),
             " ".join(words) + _interface(options),
             "END",
-            f"srun{group} --ntasks={shape.pool.jobs} --cpus-per-task={shape.cores}{gres} "
+            f"srun{group} --ntasks={shape.pool.jobs} {' '.join(_share(shape))}{gres} "
             "--kill-on-bad-exit=0 \\",
             f'  bash "$private/{shape.name}.sh" "$private/scheduler.json" &',
         ]
