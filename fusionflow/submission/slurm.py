@@ -292,7 +292,7 @@ def _workers(shape: Shape, number: int, pools: int, options: ClusterOptions) -> 
     memory = format_bytes(parse_bytes(shape.memory) // shape.workers).replace(" ", "")
     words = [
         f"exec {python_of(options.slurm)} -m {shape.command}",
-        '--scheduler-file "$1"',
+        f'--scheduler-file "$1" --name "{shape.name}-$SLURM_PROCID"',
         f"--nthreads {shape.threads} --memory-limit {memory} --death-timeout {_DEATH_TIMEOUT}",
         *shape.arguments,
     ]
