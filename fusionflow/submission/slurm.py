@@ -165,6 +165,7 @@ def scrontab(schedule: str, words: Sequence[str]) -> str:
 _MEANINGS = """\
 # The job's exit code is that of the run:
 #   0    done
+#   2    wrong options, or nothing that could be meant by them; the log says which
 #   3    done, but some scans failed or are in quarantine: `fusionflow status` says which and why
 #   4    it could not run, or not go on; the log says why
 #   5    another run writes the output folder; this one did nothing

@@ -55,7 +55,7 @@ def test_have_networks_on_gpu_tasks_alone(slurm, submit, expected, notes, tmp_pa
 def test_end_with_the_exit_code_of_the_run(slurm, submit, bids, tmp_path):
     job, log = submit(tmp_path / "out", "--participant-label", "99")
     assert slurm.await_end(job, LONG) == "FAILED", read(log)
-    assert slurm.field(job, "ExitCode") == "4:0", read(log)
+    assert slurm.field(job, "ExitCode") == "2:0", read(log)
     assert "99" in read(log)
 
 
