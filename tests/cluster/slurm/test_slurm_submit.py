@@ -65,7 +65,7 @@ def test_go_on_where_they_were_when_they_are_requeued(slurm, submit, expected, n
     job, log = submit(out)
     until(lambda: list(out.glob("scans/*/current.json")), "a published scan")
     slurm.command("scontrol", "requeue", job)
-    until(lambda: slurm.field(job, "Restarts") == "1", "the requeued job")
+    until(lambda: slurm.field(job, "Reason") == "BeginTime", "the requeued job")
     # SLURM holds a requeued job back for two minutes (its begin time): here it need not wait.
     slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
     assert slurm.await_end(job, LONG) == "COMPLETED", read(log)
