@@ -77,11 +77,11 @@ def test_asks_for_one_allocation(submit, tmp_path):
     assert directives(script) == [
         "--job-name=fusionflow", f"--output={tmp_path}/logs/fusionflow-%j.log",
         "--open-mode=append", "--requeue", "--signal=B:TERM@120", "--ntasks=3",
-        "--mem-per-cpu=1908M", "--cpus-per-task=2", "--partition=short", "--time=01:00:00",
+        "--cpus-per-task=2", "--mem-per-cpu=1908M", "--partition=short", "--time=01:00:00",
         "--qos=q",
     ]  # fmt: skip
     assert "--nworkers 2 --nanny --nthreads 1 --memory-limit 1.86GiB" in script
-    assert "srun --ntasks=3 --cpus-per-task=2 --kill-on-bad-exit=0" in script
+    assert "srun --ntasks=3 --cpus-per-task=2 --mem-per-cpu=1908M --kill-on-bad-exit=0" in script
     assert "LIFETIME" not in script  # nobody would take the place of a worker that leaves
 
 
@@ -91,10 +91,12 @@ def test_has_a_component_for_each_pool(submit):
     assert_bash_reads(script)
     asked = directives(script)
     second = asked[asked.index("hetjob") + 1 :]
-    assert second == ["--nodes=2", "--ntasks-per-node=1", "--mem=3815M", "--cpus-per-task=8",
-                      "--time=01:00:00", "--gres=gpu:2"]  # fmt: skip
+    assert second == ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8",
+                      "--mem-per-cpu=477M", "--time=01:00:00", "--gres=gpu:2"]  # fmt: skip
     assert "srun --het-group=0 --ntasks=1" in script
-    assert "srun --het-group=1 --ntasks=2 --cpus-per-task=8 --gres=gpu:2" in script
+    assert (
+        "srun --het-group=1 --ntasks=2 --cpus-per-task=8 --mem-per-cpu=477M --gres=gpu:2" in script
+    )
     assert "module load cuda\nexport ZARR" in script
     assert "-m dask_cuda.cli --scheduler-file" in script
     assert "--gpu=required" in command_of(script)

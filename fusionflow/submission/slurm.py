@@ -165,6 +165,7 @@ def scrontab(schedule: str, words: Sequence[str]) -> str:
 _MEANINGS = """\
 # The job's exit code is that of the run:
 #   0    done
+#   2    wrong options, or nothing that could be meant by them; the log says which
 #   3    done, but some scans failed or are in quarantine: `fusionflow status` says which and why
 #   4    it could not run, or not go on; the log says why
 #   5    another run writes the output folder; this one did nothing
@@ -206,12 +207,9 @@ def _directives(batch: Batch, shapes: Sequence[Shape]) -> list[str]:
 
 def _component(shape: Shape) -> list[str]:
     """Return what sbatch is told of a pool: a task is what is a job of its own elsewhere."""
-    pool, jobs = shape.pool, shape.pool.jobs
-    memory = math.ceil(parse_bytes(shape.memory) / 2**20)
+    pool = shape.pool
     room = (
-        [f"--nodes={jobs}", "--ntasks-per-node=1", f"--mem={memory}M"]
-        if pool.gpus
-        else [f"--ntasks={jobs}", f"--mem-per-cpu={math.ceil(memory / shape.cores)}M"]
+        [f"--nodes={pool.jobs}", "--ntasks-per-node=1"] if pool.gpus else [f"--ntasks={pool.jobs}"]
     )
     named = [
         f"--{option}={value}"
@@ -222,7 +220,13 @@ def _component(shape: Shape) -> list[str]:
         )
         if value is not None
     ]
-    return [*room, f"--cpus-per-task={shape.cores}", *named, *shape.directives]
+    return [*room, *_share(shape), *named, *shape.directives]
+
+
+def _share(shape: Shape) -> list[str]:
+    """Return what SLURM is to give to each task of a pool, as sbatch and srun both take it."""
+    memory = math.ceil(parse_bytes(shape.memory) / shape.cores / 2**20)
+    return [f"--cpus-per-task={shape.cores}", f"--mem-per-cpu={memory}M"]
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
@@ -289,7 +293,7 @@ def _workers(shape: Shape, number: int, pools: int, options: ClusterOptions) -> 
     memory = format_bytes(parse_bytes(shape.memory) // shape.workers).replace(" ", "")
     words = [
         f"exec {python_of(options.slurm)} -m {shape.command}",
-        '--scheduler-file "$1"',
+        f'--scheduler-file "$1" --name "{shape.name}-$SLURM_PROCID"',
         f"--nthreads {shape.threads} --memory-limit {memory} --death-timeout {_DEATH_TIMEOUT}",
         *shape.arguments,
     ]
@@ -305,7 +309,7 @@ def _workers(shape: Shape, number: int, pools: int, options: ClusterOptions) -> 
             *worker_exports(),
             " ".join(words) + _interface(options),
             "END",
-            f"srun{group} --ntasks={shape.pool.jobs} --cpus-per-task={shape.cores}{gres} "
+            f"srun{group} --ntasks={shape.pool.jobs} {' '.join(_share(shape))}{gres} "
             "--kill-on-bad-exit=0 \\",
             f'  bash "$private/{shape.name}.sh" "$private/scheduler.json" &',
         ]

@@ -1,4 +1,4 @@
-"""A SLURM of one node for all tests in here, a cohort, and what comes of it without SLURM."""
+"""A SLURM of two nodes for all tests in here, a cohort, and what comes of it without SLURM."""
 
 from __future__ import annotations
 

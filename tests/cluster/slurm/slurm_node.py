@@ -1,4 +1,4 @@
-"""A SLURM of one node on loopback: its own key, ports, configuration and folder, real daemons."""
+"""A SLURM of two nodes on loopback: its own key, ports, configuration and folder, real daemons."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "squeue", "munged")
 #: Devices that stand for GPUs: SLURM counts them and hands them out, nothing opens them.
 DEVICES = ("/dev/null", "/dev/zero")
-#: What the node says it has, whatever the machine has.
+#: What each node says it has, whatever the machine has.
 CORES, MEMORY_MB = 4, 16000
 #: Seconds for a command, and for a daemon to come up or go.
-PATIENCE = 60
+PATIENCE = 30
 
 CONFIG = """\
 ClusterName=fusionflow
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 SlurmUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -47,9 +46,11 @@ SelectTypeParameters=CR_Core_Memory
 KillWait=10
 PropagateResourceLimits=NONE
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 Port={node} CPUs={cores} RealMemory={memory} Gres=gpu:{gpus}
-PartitionName=cpu Nodes={host} Default=YES MaxTime=1-00:00:00 OverSubscribe=NO
-PartitionName=gpu Nodes={host} MaxTime=1-00:00:00 OverSubscribe=NO
+NodeName=DEFAULT CPUs={cores} RealMemory={memory}
+NodeName=cpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={cpu_port}
+NodeName=gpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={gpu_port} Gres=gpu:{gpus}
+PartitionName=cpu Nodes=cpu1 Default=YES MaxTime=1-00:00:00 OverSubscribe=NO
+PartitionName=gpu Nodes=gpu1 MaxTime=1-00:00:00 OverSubscribe=NO
 """
 
 
@@ -88,19 +89,19 @@ class Slurm:
 
     def start(self) -> None:
         """Start munge, controller and node, and wait until jobs can come."""
-        for name in ("state", "spool"):
+        for name in ("state", "spool", "spool/cpu1", "spool/gpu1"):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        controller, node = _free_ports(2)
+        controller, cpu_port, gpu_port = _free_ports(3)
         self.config.write_text(
             CONFIG.format(
-                host=self.host, folder=self.folder, controller=controller, node=node,
-                cores=CORES, memory=MEMORY_MB, gpus=len(DEVICES),
+                host=self.host, folder=self.folder, controller=controller, cpu_port=cpu_port,
+                gpu_port=gpu_port, cores=CORES, memory=MEMORY_MB, gpus=len(DEVICES),
             )
         )  # fmt: skip
-        lines = [f"Name=gpu File={device}\n" for device in DEVICES]
+        lines = [f"NodeName=gpu1 Name=gpu File={device}\n" for device in DEVICES]
         (self.folder / "gres.conf").write_text("".join(lines))
         self._daemon(
             "munged", "--foreground", "--force", f"--key-file={key}", "--num-threads=2",
@@ -109,11 +110,13 @@ class Slurm:
         )  # fmt: skip
         _until((self.folder / "munge.socket").exists, "munge")
         self._daemon("slurmctld", "-D", "-f", self.config)
-        self._daemon("slurmd", "-D", "-f", self.config)
-        _until(lambda: "idle" in self.command("sinfo", "-h", "-o", "%T", check=False), "the node")
+        for node in ("cpu1", "gpu1"):
+            self._daemon("slurmd", "-D", "-f", self.config, "-N", node)
+        states = ("sinfo", "-h", "-N", "-o", "%T")
+        _until(lambda: self.command(*states, check=False).split() == ["idle"] * 2, "the nodes")
 
     def _daemon(self, *words: object) -> None:
-        with (self.folder / f"{words[0]}.out").open("wb") as log:
+        with (self.folder / f"{words[0]}{len(self._daemons)}.out").open("wb") as log:
             daemon = subprocess.Popen(
                 [str(word) for word in words], stdout=log, stderr=log, start_new_session=True
             )
@@ -121,13 +124,14 @@ class Slurm:
 
     def stop(self) -> None:
         """End every job and every daemon."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self.end_all_jobs()
-        for daemon in reversed(self._daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
+        finally:
+            for daemon in reversed(self._daemons):
+                daemon.terminate()
+            for daemon in self._daemons:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    daemon.wait(timeout=PATIENCE)
                 daemon.kill()
                 daemon.wait()
 

@@ -104,12 +104,12 @@ def test_have_more_jobs_while_there_is_work(slurm, bids, expected, notes, tmp_pa
 
 
 def test_are_told_why_no_job_begins(slurm, bids, tmp_path, out):
-    slurm.command("scontrol", "update", f"nodename={slurm.host}", "state=drain", "reason=a test")
+    slurm.command("scontrol", "update", "nodename=cpu1", "state=drain", "reason=a test")
     try:
         yaml = written(tmp_path, options(tmp_path, patience=8))
         code, shown = fusionflow(tmp_path / "log", "run", bids, out, "--config", yaml)
     finally:
-        slurm.command("scontrol", "update", f"nodename={slurm.host}", "state=resume")
+        slurm.command("scontrol", "update", "nodename=cpu1", "state=resume")
     assert code == 4, shown
     pending = r"cpu: .*PENDING \(.*(DRAINED|UnavailableNodes)"
     assert re.search(r"Waiting for SLURM \(8 s at most\): " + pending, shown)
@@ -119,8 +119,8 @@ def test_are_told_why_no_job_begins(slurm, bids, tmp_path, out):
 
 
 def test_go_on_when_the_node_is_back(slurm, bids, expected, tmp_path, out):
-    slurm.command("scontrol", "update", f"nodename={slurm.host}", "state=drain", "reason=a test")
-    back = ("scontrol", "update", f"nodename={slurm.host}", "state=resume")
+    slurm.command("scontrol", "update", "nodename=cpu1", "state=drain", "reason=a test")
+    back = ("scontrol", "update", "nodename=cpu1", "state=resume")
     timer = threading.Timer(6, slurm.command, back)
     timer.start()
     try:
