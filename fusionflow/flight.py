@@ -207,10 +207,13 @@ class Flight:
         if future.status in ("finished", "cancelled"):
             try:
                 record = future.result()
-            except (OSError, FutureCancelledError) as error:  # of the way back: no task raised it
-                lost = isinstance(error, OSError)
+            except OSError:  # of the way back: no task raised it
                 discard(job.staging)
-                self._deal_with(job, connection_lost() if lost else understand(error))
+                self._deal_with(job, connection_lost())
+                return
+            except FutureCancelledError as cancelled:
+                discard(job.staging)
+                self._deal_with(job, understand(cancelled))
                 return
             try:
                 self.ground.publish(job, record)
