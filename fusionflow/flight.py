@@ -204,12 +204,16 @@ class Flight:
         """Deal with a scan that came to an end."""
         if future.status != "error" and self.client.status not in _HOLDS:
             self._raise_lost()
-        if future.status == "finished":
+        if future.status in ("finished", "cancelled"):
             try:
                 record = future.result()
-            except (OSError, FutureCancelledError):  # nothing of the scan's: it did end
+            except OSError:  # of the way back: no task raised it
                 discard(job.staging)
                 self._deal_with(job, connection_lost())
+                return
+            except FutureCancelledError as cancelled:
+                discard(job.staging)
+                self._deal_with(job, understand(cancelled))
                 return
             try:
                 self.ground.publish(job, record)
@@ -220,7 +224,7 @@ class Flight:
                 discard(job.staging)
                 self._deal_with(job, understand(refused))
             return
-        error = future.exception() if future.status in ("error", "cancelled") else None
+        error = future.exception() if future.status == "error" else None
         discard(job.staging)
         self._deal_with(job, understand(error, future.status, self._short_of_memory(error)))
 

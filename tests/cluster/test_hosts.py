@@ -185,7 +185,7 @@ def test_a_worker_is_out_of_reach_for_a_while(start, words, book, expected, tabl
 def test_a_worker_is_out_of_reach_for_longer_than_the_scheduler_waits(
     start, words, book, expected, table
 ):
-    """Others do its scans, and it comes back."""
+    """Others do its scans. It ends, as Dask has it, and is there again when it is started."""
     with start(DASKS_OWN) as cluster:
         process, began = begin(cluster, words)
         wait_until_at_work(book, cluster.one)
@@ -194,6 +194,8 @@ def test_a_worker_is_out_of_reach_for_longer_than_the_scheduler_waits(
         cluster.one.plug()
         redone = assert_fused(cluster, process, book, expected, words[1])
         seconds = time.monotonic() - began
+        cluster.wait_for_words("one", "End worker", 1)
+        cluster.start_worker(cluster.one)
         cluster.wait_for_words("scheduler", "Register worker", 3)
     assert redone >= 1
     table[f"a worker's cable is out for {LONG} s, TCP timeout {DASKS_OWN}"] = Row(seconds, redone)
