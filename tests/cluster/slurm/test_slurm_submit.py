@@ -6,7 +6,7 @@ import time
 import pytest
 from slurm_runs import CPU, GPU, LONG, assert_same, fusionflow, options, until, written
 
-from fusionflow.history import read_last_run, read_runs
+from fusionflow.history import read_last_run
 from fusionflow.ledger import OutputPaths
 
 pytestmark = pytest.mark.timeout(600)
@@ -111,7 +111,8 @@ def test_begin_again_by_themselves(slurm, submit, tmp_path):
     again = until(lambda: set(slurm.jobs(name="fusionflow")) - {second}, "the third job", 60)
     slurm.command("scancel", *again)
     assert slurm.await_end(second, LONG) == "COMPLETED"
-    assert [len(run.published) for run in read_runs(OutputPaths(out))] == [4, 0]
+    assert "4 fused, 0 unchanged" in read(log)
+    assert "0 fused, 4 unchanged" in read(log.with_name(f"fusionflow-{second}.log"))
     time.sleep(1)
     assert slurm.jobs() == []
 
