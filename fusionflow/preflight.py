@@ -48,6 +48,8 @@ __all__ = ["Check", "Preflight", "preflight"]
 _SAMPLE = 8
 #: Seconds that a worker may take to answer: it may be on its way out of another task.
 _ANSWER = 120.0
+#: Seconds for other workers to come, if all that were asked went away.
+_SUCCESSION = 60.0
 #: Seconds between two looks whether those that were asked are still there.
 _LOOK = 2.0
 
@@ -124,13 +126,16 @@ def preflight(
     sample = list(scans[:: max(1, len(scans) // _SAMPLE)][:_SAMPLE])
     sizes = _sizes(sample, space)
     meeting = out / f"{UNFINISHED}preflight-{uuid.uuid4().hex[:8]}"
-    known = workers_of(client)
     try:
         meeting.mkdir()
         (meeting / "client").write_bytes(b"")
-        with tenancy.annotated():
-            asked = _ask(client, tenancy, known, recipe, sample, sizes, meeting)
-        facts, wrong, silent = _answers(client, asked, options.patience)
+        for others_may_come in (True, False):
+            known = workers_of(client)
+            with tenancy.annotated():
+                asked = _ask(client, tenancy, known, recipe, sample, sizes, meeting)
+            facts, wrong, silent = _answers(client, asked, options.patience)
+            if facts or wrong or not (others_may_come and _others_came(client, known, options)):
+                break  # else all went away, perhaps at the end of their jobs
         seen = {path.name for path in meeting.iterdir()}
     except OSError as error:
         raise ClusterError(
@@ -150,6 +155,18 @@ def preflight(
         time_check(known, facts, recipe, sizes, len(scans)),
     ]
     return recipe, Preflight(tuple(checks))
+
+
+def _others_came(
+    client: distributed.Client, known: Mapping[str, Any], options: ClusterOptions
+) -> bool:
+    """Wait a while for workers that take the place of those that are gone."""
+    until = time.monotonic() + min(_SUCCESSION, options.patience)
+    while time.monotonic() < until and client.status == "running":
+        if workers_of(client).keys() - known.keys():
+            return True
+        time.sleep(_LOOK / 4)
+    return False
 
 
 def _needs_gpu(client: distributed.Client, recipe: Recipe, options: ClusterOptions) -> bool:
@@ -195,7 +212,7 @@ def _ask(
             name=f"worker-{index}",
         )
         asked[address] = client.submit(
-            inspect, question, key=(name, index), workers=[address], pure=False,
+            inspect, question, key=(name, address), workers=[address], pure=False,
             resources={RESOURCE: 1} if recipe.needs_gpu and with_gpu else None,
             priority=tenancy.priority,
         )  # fmt: skip

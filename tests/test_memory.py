@@ -136,10 +136,8 @@ class TestLarge:
     @pytest.mark.parametrize(
         ("scan", "method", "registration"),
         [
-            ("aligned", "dwt-max", "header"),
             ("aligned", "dwt-max", "rigid"),
-            ("aligned", "dwt-vgg19-l1", "header"),
-            ("apart", "dwt-max", "header"),
+            ("apart", "dwt-vgg19-l1", "header"),
         ],
     )
     def test_fits(self, scan, method, registration, request, tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from dataclasses import replace
 from types import SimpleNamespace as Header
 
@@ -266,14 +267,32 @@ def crew():
         yield crew
 
 
-def test_a_worker_without_fusionflow(crew, bids, tmp_path):
+@pytest.fixture
+def bare(tmp_path):
+    """A path on which there is no fusionflow."""
     package = tmp_path / "elsewhere" / "fusionflow"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ModuleNotFoundError('No module named fusionflow')")
-    crew.hire("bare", gpu=False, PYTHONPATH=str(package.parent))
+    return str(package.parent)
+
+
+def test_others_may_take_the_place_of_those_that_went_away(crew, bare, bids, tmp_path):
+    gone = crew.hire("bare", gpu=False, PYTHONPATH=bare)
     crew.wait(1)
+    next_one = threading.Thread(target=lambda: (gone.wait(60), crew.hire("good", gpu=False)))
+    next_one.start()
+    checked = runner.check(bids, tmp_path / "out", config("average"), client=crew.client)
+    next_one.join()
+    assert lines_of(checked)["workers"].state == "ok"
+    assert lines_of(checked)["output"].state == "ok"
+
+
+def test_a_worker_without_fusionflow(crew, bare, bids, tmp_path):
+    crew.hire("bare", gpu=False, PYTHONPATH=bare)
+    crew.wait(1)
+    hurried = config("average").model_copy(update={"cluster": ClusterOptions(patience=3)})
     with pytest.raises(ClusterError, match="it went away when it was asked") as error:
-        ff.run(bids, tmp_path / "out", config("average"), client=crew.client)
+        ff.run(bids, tmp_path / "out", hurried, client=crew.client)
     assert "another fusionflow, or none" in str(error.value)
     assert not (tmp_path / "out" / "scans").exists()
 
