@@ -25,7 +25,6 @@ from fusionflow.clusters.slurm_shapes import (
     shared_folder,
 )
 from fusionflow.errors import ClusterError
-from fusionflow.placement import RESOURCE
 
 if TYPE_CHECKING:
     from fusionflow.clusters.slurm_pools import SlurmPools
@@ -39,8 +38,8 @@ _DASHBOARD_PORT = 8787
 ALLOWED_FAILURES = 5
 #: Jobs that are gone are found by asking SLURM. Dask would cancel a job whose worker is restarting.
 _LOST_WORKER_TIMEOUT = "7 days"
-#: Seconds between two looks for the first worker: at the scheduler, and at SLURM.
-_LOOK, _ASK = 0.2, 3.0
+#: Seconds between two looks for the first worker, and until somebody is told why there is none.
+_LOOK, _TELL = 0.2, 3.0
 
 
 def slurm_settings(options: ClusterOptions) -> dict[str, Any]:
@@ -88,18 +87,25 @@ def slurm(options: ClusterOptions, torch_threads: int = 1) -> Iterator[SlurmPool
         else:
             security_of(options)  # says which file is not there
             tls = options.tls
-        cluster = SlurmPools(
-            shapes,
-            options.slurm.look_every,
-            interface=options.slurm.interface,
-            python=python_of(options.slurm),
-            log_directory=str(log_folder(options.slurm)),
-            security=security_of_all_sides(tls),
-            silence_logs=dask_log_level(),
-            # Whoever reaches the dashboard may look: it asks for no password.
-            scheduler_options={"dashboard_address": f"127.0.0.1:{free_port(_DASHBOARD_PORT)}"},
-        )
-        stack.callback(cluster.close)
+        try:
+            cluster = SlurmPools(
+                shapes,
+                options.slurm.look_every,
+                interface=options.slurm.interface,
+                python=python_of(options.slurm),
+                log_directory=str(log_folder(options.slurm)),
+                security=security_of_all_sides(tls),
+                silence_logs=dask_log_level(),
+                # Whoever reaches the dashboard may look: it asks for no password.
+                scheduler_options={"dashboard_address": f"127.0.0.1:{free_port(_DASHBOARD_PORT)}"},
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ClusterError(
+                f"No scheduler for jobs of SLURM could be started: {error}",
+                "Name a network that is there (cluster.slurm.interface; `ip -brief address` lists "
+                "them), or leave it out",
+            ) from error
+        stack.callback(_end, cluster)
         cluster.look()
         _await_worker(cluster, options)
         yield cluster
@@ -123,13 +129,12 @@ def _await_worker(cluster: SlurmPools, options: ClusterOptions) -> None:
     ClusterError
         If none comes in time.
     """
-    begun = asked = time.monotonic()
+    begun = time.monotonic()
     told = ""
-    while not _is_there(cluster, needs_gpu=options.needs_gpu):
+    while not cluster.has_worker(with_gpu=options.needs_gpu):
         time.sleep(_LOOK)
         now = time.monotonic()
-        if len(cluster.given_up) == len(cluster.shapes):
-            raise next(iter(cluster.given_up.values()))
+        cluster.raise_if_hopeless(with_gpu=options.needs_gpu)
         if now - begun > options.patience:
             raise ClusterError(
                 f"No worker{' with a GPU' if options.needs_gpu else ''} came from SLURM within "
@@ -137,14 +142,14 @@ def _await_worker(cluster: SlurmPools, options: ClusterOptions) -> None:
                 "`squeue --me` and `sinfo -R` say more. Ask for less (cluster.slurm.pools), or "
                 "wait longer (--patience)",
             )
-        if now - asked > _ASK:
-            asked = now
-            cluster.look()
-            if (standing := cluster.standing) != told:
-                logger.warning("Waiting for SLURM (%.0f s at most): %s", options.patience, standing)
-                told = standing
+        if now - begun > _TELL and (standing := cluster.standing) != told:
+            logger.warning("Waiting for SLURM (%.0f s at most): %s", options.patience, standing)
+            told = standing
 
 
-def _is_there(cluster: SlurmPools, *, needs_gpu: bool) -> bool:
-    workers = list(cluster.scheduler.workers.values())
-    return any(not needs_gpu or worker.resources.get(RESOURCE) for worker in workers)
+def _end(cluster: SlurmPools) -> None:
+    """Cancel the jobs; what goes wrong then does not make the run a bad one."""
+    try:
+        cluster.close()
+    except (AssertionError, OSError, RuntimeError) as error:
+        logger.warning("The cluster did not end well: %s: %s", type(error).__name__, error)

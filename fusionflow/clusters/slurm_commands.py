@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -26,12 +27,17 @@ _MENDS = (
 _ELSE = "Mend what it says: partition, account, walltime, cores, memory, gpus, directives"
 
 
+#: Variables that change what commands show or ask.
+_FOR_PEOPLE = ("SQUEUE_", "SCANCEL_")
+
+
 @dataclass(frozen=True)
 class JobState:
-    """How a job stands: ``PENDING``, ``RUNNING``, ..., and the reason that SLURM gives."""
+    """How a job stands: ``PENDING``, ``RUNNING``, ..., the reason that SLURM gives, its comment."""
 
     state: str
     reason: str
+    comment: str = ""
 
     def __str__(self) -> str:
         """Return both, for people."""
@@ -63,6 +69,8 @@ def command(words: list[str], text: str | None = None) -> str:
             errors="replace",
             timeout=PATIENCE,
             check=False,
+            # What somebody likes to see (SQUEUE_FORMAT, SQUEUE_STATES) would hide jobs.
+            env={name: x for name, x in os.environ.items() if not name.startswith(_FOR_PEOPLE)},
             start_new_session=True,  # Ctrl-C is for the run, which then cancels its jobs
         )
     except FileNotFoundError as error:
@@ -98,10 +106,21 @@ def my_jobs() -> dict[str, JobState]:
         If SLURM does not say.
     """
     found = {}
-    for line in command(["squeue", "--me", "--noheader", "--format=%A|%T|%r"]).splitlines():
-        number, state, reason = (*line.strip().split("|", 2), "", "")[:3]
-        found[number] = JobState(state, reason)
+    for line in command(["squeue", "--me", "--noheader", "--format=%A|%T|%r|%k"]).splitlines():
+        number, state, reason, comment = (*line.strip().split("|", 3), "", "", "")[:4]
+        found[number] = JobState(state, reason, comment)
     return found
+
+
+def cancel(numbers: list[str]) -> None:
+    """Cancel jobs.
+
+    Raises
+    ------
+    ClusterError
+        If SLURM refuses.
+    """
+    command(["scancel", *numbers])
 
 
 def submit(script: str, options: list[str] | None = None) -> str:

@@ -2,6 +2,9 @@
 
 `dask_jobqueue.SLURMCluster` has jobs of one shape, and leaves it at that when SLURM ends one. Here
 each pool has its own shape, and jobs that SLURM no longer has are replaced.
+
+Every job carries a mark of its cluster (``--comment``): whatever was interrupted on the way, what
+SLURM has with that mark in the end, and this side does not know, is cancelled.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import copy
 import logging
 import math
 import re
+import secrets
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +27,7 @@ from distributed.core import Status
 from distributed.security import Security
 from tornado.ioloop import PeriodicCallback
 
-from fusionflow.clusters.slurm_commands import JobState, command, my_jobs
+from fusionflow.clusters.slurm_commands import JobState, cancel, command, my_jobs
 from fusionflow.clusters.slurm_shapes import Shape
 from fusionflow.errors import ClusterError
 from fusionflow.placement import RESOURCE
@@ -78,14 +82,17 @@ class SlurmPools(SLURMCluster):
         self._idle: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
         self._told = ""
+        self._mark = f"fusionflow-{secrets.token_hex(8)}"
         self._looking = asyncio.Lock()
+        self._ending = False
+        self._again: PeriodicCallback | None = None
         first = next(iter(self.shapes.values()))
         super().__init__(**first.keywords(), **options)
         self._common = {
             name: value for name, value in self._job_kwargs.items() if name not in first.keywords()
         }
-        self._again = PeriodicCallback(self._look_again, look_every * 1000)
-        self.loop.add_callback(self._again.start)
+        self._again = again = PeriodicCallback(self._look_again, look_every * 1000)
+        self.loop.add_callback(again.start)
 
     def script_of(self, pool: str) -> str:
         """Return the script of a pool's jobs, as ``sbatch`` gets it."""
@@ -101,6 +108,26 @@ class SlurmPools(SLURMCluster):
             If SLURM refuses.
         """
         self.sync(self._look)
+
+    def has_worker(self, *, with_gpu: bool) -> bool:
+        """Whether a worker is there, or one that has a GPU."""
+        return bool(self.sync(self._has_worker, with_gpu))
+
+    async def _has_worker(self, with_gpu: bool) -> bool:
+        workers = self.scheduler.workers.values()
+        return any(not with_gpu or worker.resources.get(RESOURCE) for worker in workers)
+
+    def raise_if_hopeless(self, *, with_gpu: bool) -> None:
+        """Stop waiting where nobody will come.
+
+        Raises
+        ------
+        ClusterError
+            If every pool that could have such workers was given up.
+        """
+        able = [name for name, shape in self.shapes.items() if shape.pool.gpus or not with_gpu]
+        if able and all(name in self.given_up for name in able):
+            raise self.given_up[able[0]]
 
     @property
     def standing(self) -> str:
@@ -137,12 +164,20 @@ class SlurmPools(SLURMCluster):
         self._told = what
 
     async def _look(self) -> None:
+        # Who waits for it may be interrupted: what is begun comes to its end, and `_close` waits.
+        await asyncio.shield(self._looked())
+
+    async def _looked(self) -> None:
         async with self._looking:
-            await self._have_jobs()
+            if not self._ending:
+                await self._have_jobs()
 
     async def _have_jobs(self) -> None:
         self._jobs = await asyncio.to_thread(my_jobs)
+        if self._ending:
+            return
         await self._forget_those_that_ended()
+        await self._cancel_strays()
         for pool, shape in self.shapes.items():
             mine = [name for name in self.worker_spec if _pool_of(name) == pool]
             wanted = self._wanted(shape)
@@ -162,7 +197,22 @@ class SlurmPools(SLURMCluster):
         await self._correct_state()
 
     def _options(self, pool: str) -> dict[str, Any]:
-        return {**self._common, **self.shapes[pool].keywords()}
+        keywords = self.shapes[pool].keywords()
+        # One that SLURM began again would be beside the one that takes its place.
+        own = [f"--comment={self._mark}", "--no-requeue"]
+        directives = [*keywords["job_extra_directives"], *own]
+        return {**self._common, **keywords, "job_extra_directives": directives}
+
+    async def _cancel_strays(self) -> None:
+        """Cancel jobs of this cluster that nobody here knows of: an interrupted ``sbatch``."""
+        known = {str(job.job_id) for job in self.workers.values()}
+        strays = [
+            number
+            for number, job in self._jobs.items()
+            if job.comment == self._mark and job.state != "COMPLETING" and number not in known
+        ]
+        if strays:
+            await asyncio.to_thread(cancel, strays)
 
     async def _forget_those_that_ended(self) -> None:
         """Drop jobs that SLURM does not have any more, for others to take their place."""
@@ -177,7 +227,6 @@ class SlurmPools(SLURMCluster):
             if job.job_id is None:  # never taken
                 continue
             if name in self._came:
-                self._failures[pool] = 0
                 logger.info("job %s of pool %s ended; another takes its place", job.job_id, pool)
                 continue
             self._failures[pool] += 1
@@ -238,7 +287,10 @@ class SlurmPools(SLURMCluster):
     def _update_worker_status(self, op: str, msg: Any) -> None:  # noqa: ANN401
         """Keep in mind which jobs had a worker."""
         if op == "add":
-            self._came |= {self._job_of(str(item["name"])) for item in msg["workers"].values()}
+            for item in msg["workers"].values():
+                job = self._job_of(str(item["name"]))
+                self._came.add(job)
+                self._failures[_pool_of(job)] = 0
         super()._update_worker_status(op, msg)
 
     def _get_worker_security(self, security: Security | None) -> Security | None:
@@ -250,8 +302,27 @@ class SlurmPools(SLURMCluster):
         return quoted
 
     async def _close(self) -> None:
-        self._again.stop()
-        await super()._close()
+        self._ending = True
+        if self._again is not None:
+            self._again.stop()
+        async with self._looking:  # a look that is under way comes to its end
+            for job in self._created - set(self.workers.values()):
+                job.status = Status.closed  # refused, or gone
+            try:
+                await super()._close()
+            finally:
+                await self._cancel_all_that_are_left()
+
+    async def _cancel_all_that_are_left(self) -> None:
+        left: list[str] = []
+        try:
+            jobs = await asyncio.to_thread(my_jobs)
+            left = [number for number, job in jobs.items() if job.comment == self._mark]
+            if left:
+                await asyncio.to_thread(cancel, left)
+        except ClusterError as error:
+            which = " ".join(left) or f"those that squeue --me -O JobID,Comment shows: {self._mark}"
+            logger.warning("Jobs may be left (%s). Cancel them: scancel %s", error, which)
 
 
 def _pool_of(job: str) -> str:
