@@ -184,7 +184,7 @@ pynvml.nvmlDeviceGetMemoryInfo = lambda handle: types.SimpleNamespace(total=80 <
 pynvml.nvmlDeviceGetCpuAffinity = lambda handle, words: [3]
 from fusionflow import clusters
 from fusionflow.config import ClusterOptions
-clusters.available_cores = lambda: 8
+clusters.local.available_cores = lambda: 8
 
 async def look():
     from dask_cuda import LocalCUDACluster
