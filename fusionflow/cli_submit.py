@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
     from fusionflow.config import RunConfig
 
-#: What is for this command, and not for the run that it submits.
-_OURS = ("cluster", "only_print", "job_name", "dependency", "begin", "every", "schedule")
-#: What a configuration cannot say: a run on Kubernetes has all the rest from a file of its own.
+#: What a configuration cannot say: a submitted run has all the rest from a file of its own.
 _SELECTION = (
     "level", "participant_label", "session_label", "preflight", "retry_failed", "force", "settle",
     "offline", "verbose",
@@ -83,18 +81,19 @@ def submit(
     log(verbose)
     config = configured(options)
     bids_dir, out_dir = bids_dir.absolute(), out_dir.absolute()
-    arguments = tuple(_arguments(ctx, without=_OURS))
     if not config.cluster.starts_a_cluster or config.cluster.kind not in ("slurm", "kubernetes"):
         raise ConfigurationError(
             "There is nobody to submit it to",
             "Give --cluster slurm or --cluster kubernetes, or cluster.kind in the configuration",
         )
+    arguments = tuple(_arguments(ctx, only=_SELECTION))
     if config.cluster.kind == "kubernetes":
         for option in ("dependency", "begin", "every"):
             if options[option] is not None:
                 raise ConfigurationError(f"--{option} is for SLURM", "Take --schedule")
-        words = tuple(_arguments(ctx, without=_OURS, only=_SELECTION))  # the others: config
-        _kubernetes(bids_dir, out_dir, words, config, schedule=schedule, only_print=only_print)
+        if ctx.get_parameter_source("job_name") is ParameterSource.COMMANDLINE:
+            raise ConfigurationError("--job-name is for SLURM", "Give cluster.kubernetes.name")
+        _kubernetes(bids_dir, out_dir, arguments, config, schedule=schedule, only_print=only_print)
         return
     if not bids_dir.exists():  # with Kubernetes only pods need to see it
         raise ConfigurationError(f"There is no {bids_dir}", "Check the path of BIDS_DIR")
@@ -111,9 +110,12 @@ def submit(
         every=options["every"],
     )
     if schedule is not None:
+        for option in ("every", "begin", "dependency"):
+            if options[option] is not None:
+                raise ConfigurationError(
+                    f"--{option} and --schedule both say when", "Give one of the two"
+                )
         slurm.script(batch)  # says now what would be wrong with it every night
-        if options["every"] is not None:
-            raise ConfigurationError("--every and --schedule both say when", "Give one of the two")
         own = _arguments(ctx, without=("schedule", "only_print"))
         listed = [str(bids_dir), str(out_dir), *own]
         click.echo(slurm.scrontab(schedule, listed), nl=False)
@@ -145,7 +147,7 @@ def _kubernetes(
 
 
 def _arguments(
-    ctx: click.Context, without: tuple[str, ...], only: tuple[str, ...] = ()
+    ctx: click.Context, without: tuple[str, ...] = (), only: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """Yield the options and the level that the command line gave, for another one like it."""
     for param in ctx.command.params:

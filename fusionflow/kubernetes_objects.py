@@ -7,6 +7,7 @@ with the DaskJob or DaskCluster.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,9 @@ LABELS = {"app.kubernetes.io/name": "fusionflow"}
 CLUSTER_LABEL, COMPONENT_LABEL = "dask.org/cluster-name", "dask.org/component"
 _OPERATOR_LABELS = {"app.kubernetes.io/name": "dask-kubernetes-operator"}
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
-#: Seconds without work until a cluster counts as left behind.
-_IDLE_TIMEOUT = 3600
+#: Least seconds without work until a cluster counts as left behind, and those beyond the time that
+#: a run waits for workers.
+_IDLE_TIMEOUT, _IDLE_MARGIN = 3600, 600
 
 
 def check_kubernetes(options: ClusterOptions) -> None:
@@ -62,12 +64,14 @@ def check_kubernetes(options: ClusterOptions) -> None:
 def dask_cluster(options: ClusterOptions, name: str, torch_threads: int = 1) -> dict[str, Any]:
     """Return the DaskCluster: a scheduler, its service, and the first group of workers.
 
-    The operator removes it when it had no work for an hour: whoever started it may be gone.
+    The operator removes it when it had no work for an hour: whoever started it may be gone. A run
+    that waits longer for its workers is given that time.
     """
+    idle = max(_IDLE_TIMEOUT, math.ceil(options.patience) + _IDLE_MARGIN)
     spec = _cluster_spec(options, name, torch_threads, answers_operator=True)
     return {
         **head(DASK_API, "DaskCluster", name, options.kubernetes),
-        "spec": {"idleTimeout": _IDLE_TIMEOUT, **spec},
+        "spec": {"idleTimeout": idle, **spec},
     }
 
 

@@ -34,7 +34,21 @@ _LABEL_KEY = re.compile(rf"({_SUBDOMAIN.pattern}/)?[A-Za-z0-9]([A-Za-z0-9._-]{{0
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,255}(@sha256:[0-9a-f]{64})?")
 #: What pods get from fusionflow and the operator.
 _OUR_FOLDERS = ("/tmp", "/etc/fusionflow", "/etc/fusionflow-tls")
-_OUR_VARIABLES = ("DASK_SCHEDULER_ADDRESS", "DASK_WORKER_NAME")
+#: What the image brings along, and the node: programs, libraries, devices.
+_SYSTEM_FOLDERS = (
+    "/opt/fusionflow", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/proc", "/sys", "/dev",
+)  # fmt: skip
+_OUR_VARIABLES = (
+    "HOME", "TMPDIR", "NAMESPACE", "DASK_TEMPORARY_DIRECTORY", "DASK_SCHEDULER_ADDRESS",
+    "DASK_WORKER_NAME", "DASK_INTERNAL_INHERIT_CONFIG", "ZARR_ASYNC__CONCURRENCY",
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES",
+    "DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT",
+    "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__INTERVAL",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__CYCLE",
+)  # fmt: skip
+#: How variables begin that say how parts of a cluster talk: whether in the clear.
+_OUR_PREFIX = "DASK_DISTRIBUTED__COMM__"
 
 
 def _name(pattern: re.Pattern[str], most: int) -> Callable[[str], str]:
@@ -107,7 +121,7 @@ class KubernetesVolume(Options):
         path = PurePosixPath(value)
         if not path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or ":" in value:
             raise ValueError(f"{value!r} is no folder to mount at: write one such as /data")
-        for taken in _OUR_FOLDERS:
+        for taken in _OUR_FOLDERS + _SYSTEM_FOLDERS:
             if path.is_relative_to(taken) or PurePosixPath(taken).is_relative_to(path):
                 raise ValueError(f"{value} is in the way of {taken}, which pods get anyway")
         return str(path)
@@ -314,7 +328,8 @@ class KubernetesOptions(Options):
         for name in value:
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of an environment variable")
-            if name in _OUR_VARIABLES:
+            said = name.upper()  # Dask reads its variables in any case
+            if said in _OUR_VARIABLES or said.startswith(_OUR_PREFIX):
                 raise ValueError(f"{name} is set by the run: leave it out")
         return value
 

@@ -11,7 +11,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fusionflow.cluster_options import ClusterOptions
-from fusionflow.clusters.local import WORKER_SETTINGS, scheduler_settings
+from fusionflow.clusters.local import scheduler_settings
+from fusionflow.clusters.worker_settings import (
+    WORKER_SETTINGS,
+    WORKER_SHARE,
+    ZARR_CONCURRENCY,
+    dask_variables,
+    gpu_threads,
+)
 from fusionflow.errors import ConfigurationError
 from fusionflow.kubernetes_options import (
     KubernetesGroup,
@@ -29,12 +36,6 @@ SCHEDULER_PORT, DASHBOARD_PORT, WORKER_DASHBOARD_PORT = 8786, 8787, 8788
 #: Where the operator asks how many workers are wanted, which can go, and how long none had work.
 _API_ROUTES = "distributed.http.scheduler.api"
 _SCRATCH = "/tmp"
-#: Share of a pod's memory that its worker may take; its nanny and libraries have the rest.
-_WORKER_SHARE = 0.9
-#: Tasks at a time beside a GPU: one feeds it, others read, transform and write.
-_GPU_THREADS = 2, 8
-#: Zarr's own requests at a time, in each task: tasks already run beside each other.
-_ZARR_CONCURRENCY = 4
 #: Seconds that a worker waits for its scheduler, and that a run has to undo what is half done.
 _DEATH_TIMEOUT = 300
 _RUNNER_GRACE = 120
@@ -57,7 +58,7 @@ def scheduler_pod(options: ClusterOptions, *, answers_operator: bool) -> dict[st
     words += ["--port", str(SCHEDULER_PORT), "--dashboard-address", f":{DASHBOARD_PORT}"]
     words += ["--protocol", protocol(pods), *_tls_options(pods)]
     probe = {"httpGet": {"path": "/health", "port": "http-dashboard"}}
-    environment = _tls_variables(pods, client=False) | _dask_variables(scheduler_settings(options))
+    environment = _tls_variables(pods, client=False) | dask_variables(scheduler_settings(options))
     if answers_operator:
         environment |= _operator_routes()
     container = _container(pods, "scheduler", words, pods.scheduler, environment)
@@ -83,7 +84,7 @@ def worker_pod(
     words = ["dask", "cuda", "worker"] if group.gpus else ["dask", "worker"]
     words += [scheduler_address(pods, name), "--name", "$(DASK_WORKER_NAME)"]
     words += ["--nthreads", str(_threads(options, group, torch_threads))]
-    words += ["--memory-limit", str(int(bytes_of(group.memory) * _WORKER_SHARE))]
+    words += ["--memory-limit", str(int(bytes_of(group.memory) * WORKER_SHARE))]
     words += ["--local-directory", _SCRATCH, "--death-timeout", str(_DEATH_TIMEOUT)]
     words += ["--dashboard-address", f":{WORKER_DASHBOARD_PORT}", *_tls_options(pods)]
     if group.gpus:
@@ -92,8 +93,8 @@ def worker_pod(
     environment = {
         "DASK_SCHEDULER_ADDRESS": scheduler_address(pods, name),
         **_tls_variables(pods, client=False),
-        **_dask_variables(WORKER_SETTINGS),
-        "ZARR_ASYNC__CONCURRENCY": str(_ZARR_CONCURRENCY),
+        **dask_variables(WORKER_SETTINGS),
+        "ZARR_ASYNC__CONCURRENCY": str(ZARR_CONCURRENCY),
     }
     container = _container(pods, "worker", words, group, environment)
     if group.gpus:  # as text: the API server refuses a number here
@@ -258,9 +259,9 @@ def _threads(options: ClusterOptions, group: KubernetesGroup, torch_threads: int
     """Return how many tasks a worker is to run at a time."""
     if options.threads_per_worker is not None:
         return options.threads_per_worker
-    share = max(1, group.cores // torch_threads)
-    least, most = _GPU_THREADS
-    return min(max(least, share), most) if group.gpus else share
+    if group.gpus:
+        return gpu_threads(group.cores, torch_threads)
+    return max(1, group.cores // torch_threads)
 
 
 def _operator_routes() -> dict[str, str]:
@@ -270,18 +271,6 @@ def _operator_routes() -> dict[str, str]:
 
     routes = [*dask.config.get("distributed.scheduler.http.routes"), _API_ROUTES]
     return {"DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES": repr(routes)}
-
-
-def _dask_variables(settings: dict[str, Any]) -> dict[str, str]:
-    """Return Dask's settings as the environment variables that it reads.
-
-    >>> _dask_variables({"distributed.scheduler.allowed-failures": 1})
-    {'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '1'}
-    """
-    return {
-        "DASK_" + name.upper().replace("-", "_").replace(".", "__"): str(value)
-        for name, value in settings.items()
-    }
 
 
 def _tls_options(options: KubernetesOptions) -> list[str]:
@@ -301,7 +290,7 @@ def _tls_variables(options: KubernetesOptions, *, client: bool) -> dict[str, str
             "distributed.comm.tls.client.cert": CERT,
             "distributed.comm.tls.client.key": KEY,
         }
-    return _dask_variables(settings)
+    return dask_variables(settings)
 
 
 def is_mounted(options: KubernetesOptions, path: str, *, to_write: bool = False) -> bool:

@@ -19,6 +19,31 @@ _WALLTIME = re.compile(
     r"(?:(?P<days>\d+)-)?(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d)(?::(?P<seconds>[0-5]\d))?"
 )
 
+_DAYS = re.compile(r"(\d+)-(\d{1,3})")
+#: Options of sbatch, long and short, that jobs are given anyway, and what says them here.
+_TAKEN = {
+    "--array -a": "jobs",
+    "--ntasks -n": "jobs",
+    "--nodes -N": "jobs",
+    "--ntasks-per-node": "jobs",
+    "--cpus-per-task -c": "cores",
+    "--mem": "memory",
+    "--mem-per-cpu": "memory",
+    "--mem-per-gpu": "memory",
+    "--partition -p": "partition",
+    "--account -A": "account",
+    "--time -t": "walltime",
+    "--job-name -J": "--job-name of `fusionflow submit`, or the pool's name",
+    "--dependency -d": "--dependency of `fusionflow submit`",
+    "--begin -b": "--begin of `fusionflow submit`",
+    "--output -o": "cluster.slurm.log_directory",
+    "--error -e": "cluster.slurm.log_directory",
+    "--signal": "walltime",
+}
+#: The same for pools with GPUs.
+_TAKEN_WITH_GPUS = {"--gres": "gpus", "--gpus -G": "gpus", "--gpus-per-node": "gpus"}
+_OPTION = re.compile(r"(?:^|(?<=\s))(?:--[A-Za-z-]+|-[A-Za-z])")
+
 
 def walltime_seconds(text: str) -> int:
     """Return the seconds of a time limit as SLURM reads it.
@@ -26,7 +51,7 @@ def walltime_seconds(text: str) -> int:
     Parameters
     ----------
     text : str
-        ``HH:MM:SS``, ``D-HH:MM:SS``, ``D-HH:MM``, ``MM:SS`` or minutes.
+        ``HH:MM:SS``, ``D-HH:MM:SS``, ``D-HH:MM``, ``D-HH``, ``MM:SS`` or minutes.
 
     Raises
     ------
@@ -35,6 +60,8 @@ def walltime_seconds(text: str) -> int:
     """
     if text.isdecimal():
         seconds = 60 * int(text)
+    elif (found := _DAYS.fullmatch(text)) is not None:
+        seconds = 86400 * int(found[1]) + 3600 * int(found[2])
     elif (found := _WALLTIME.fullmatch(text)) is None:
         seconds = 0
     else:
@@ -60,9 +87,17 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _no_number(value: str) -> str:
+    if re.search(r"-\d+$", value):
+        raise ValueError(f"{value!r} ends like the number of a job: write gpu1 or gpu-a")
+    return value
+
+
 _Line = Annotated[str, StringConstraints(min_length=1), AfterValidator(_one_line)]
-_Word = Annotated[str, StringConstraints(pattern=r"^[^\s'\"`$;&|<>\\]+$")]
-_PoolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,30}$")]
+_Word = Annotated[str, StringConstraints(pattern=r"^[^-\s'\"`$;&|<>\\][^\s'\"`$;&|<>\\]*$")]
+_PoolName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,30}$"), AfterValidator(_no_number)
+]
 
 
 class SlurmPool(Options):
@@ -147,16 +182,23 @@ class SlurmPool(Options):
         if value is None:
             return None
         walltime_seconds(value)
-        if value.count(":") != 2:
+        if value.count(":") != 2 and "-" not in value:
             raise ValueError(f'{value!r} could be read in two ways; write "HH:MM:SS"')
         return value
 
     @field_validator("directives")
     @classmethod
-    def _directives_are_bare(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _directives_are_others(
+        cls, value: tuple[str, ...] | None, info: ValidationInfo
+    ) -> tuple[str, ...] | None:
+        taken = _TAKEN | (_TAKEN_WITH_GPUS if info.data.get("gpus") else {})
+        instead = {option: said for options, said in taken.items() for option in options.split()}
         for line in value or ():
-            if not line.startswith("-"):
+            if not _OPTION.match(line):
                 raise ValueError(f"{line!r} is no option of sbatch; write it as --qos=long")
+            for option in _OPTION.findall(line):
+                if option in instead:
+                    raise ValueError(f"{option} is set for each job: use {instead[option]}")
         return value
 
     @property

@@ -64,6 +64,12 @@ class TestOptions:
             ({"pools": {"cpu": {"walltime": "00:61:00"}}}, "pools.cpu.walltime", "no time limit"),
             ({"pools": {"cpu": {"walltime": "00:00:00"}}}, "pools.cpu.walltime", "no time limit"),
             ({"pools": {"cpu": {"partition": "a b"}}}, "pools.cpu.partition", "pattern"),
+            ({"pools": {"cpu": {"partition": "-x"}}}, "pools.cpu.partition", "pattern"),
+            ({"pools": {"gpu-1": {}}}, "pools.gpu-1", "write gpu1 or gpu-a"),
+            ({"pools": {"cpu": {"directives": ["--array=1-3"]}}}, "directives", "use jobs"),
+            ({"pools": {"cpu": {"directives": ["-n4"]}}}, "directives", "use jobs"),
+            ({"pools": {"cpu": {"directives": ["--qos=a --mem 4G"]}}}, "directives", "use memory"),
+            ({"pools": {"gpu": {"gpus": 1, "directives": ["--gres=gpu:2"]}}}, "directives", "gpus"),
             ({"pools": {"cpu": {"account": "a\nb"}}}, "pools.cpu.account", "pattern"),
             ({"pools": {"cpu": {"directives": ["#SBATCH -p x"]}}}, "directives", "--qos=long"),
             ({"pools": {"cpu": {"prologue": ["a\nb"]}}}, "pools.cpu.prologue", "one line"),
@@ -82,7 +88,7 @@ class TestOptions:
         ("text", "seconds"),
         [
             ("60", 3600), ("10:30", 630), ("01:00:00", 3600), ("100:00:00", 360000),
-            ("1-00:00:00", 86400), ("1-12:30", 131400),
+            ("1-00:00:00", 86400), ("1-12:30", 131400), ("2-0", 172800),
         ],
     )  # fmt: skip
     def test_read_time_limits_as_slurm_does(self, text, seconds):
@@ -124,14 +130,16 @@ class TestShapes:
 
     def test_take_what_is_not_given_from_dask(self, tmp_path):
         site = {
-            "cores": 4, "memory": "8GB", "python": "/opt/python", "walltime": "04:00:00",
+            "queue": "long", "cores": 4, "memory": "8GB", "python": "/opt/python",
+            "walltime": "04:00:00",
             "job-script-prologue": ["module load cuda"], "job-extra-directives": ["--qos=short"],
             "log-directory": str(tmp_path / "logs"), "shared-temp-directory": str(tmp_path / "s"),
         }  # fmt: skip
         with dask.config.set({"jobqueue.slurm": site}):
             options = cluster(cpu={}, own={"cores": 2, "prologue": [], "directives": []})
             shapes = shapes_of(options, 1)
-            assert (shapes["cpu"].cores, shapes["cpu"].memory) == (4, "8GB")
+            assert (shapes["cpu"].cores, shapes["cpu"].memory) == (4, 8 * 10**9)
+            assert shapes["cpu"].keywords()["queue"] == "long"
             assert shapes["cpu"].prologue == ("module load cuda",)
             assert shapes["cpu"].directives == ["--qos=short"]
             assert shapes["own"].cores == 2
@@ -139,7 +147,7 @@ class TestShapes:
             assert python_of(options.slurm) == "/opt/python"
             assert log_folder(options.slurm) == tmp_path / "logs"
             assert shared_folder(options.slurm) == tmp_path / "s"
-            assert "'13800 s'" in lifetime_exports(options.slurm.pools["cpu"])[0]
+            assert "'13800 s'" in lifetime_exports(shapes["cpu"].pool)[0]
 
     @pytest.mark.parametrize(
         ("walltime", "lifetime", "stagger"),
@@ -152,6 +160,36 @@ class TestShapes:
             f"export DASK_DISTRIBUTED__WORKER__LIFETIME__STAGGER='{stagger} s'",
         ]
         assert lifetime + stagger < walltime_seconds(walltime)
+
+    @pytest.mark.parametrize("walltime", [None, "", "UNLIMITED", "infinite", "0"])
+    def test_stay_where_there_is_no_walltime(self, walltime):
+        site = {"walltime": walltime, "worker-extra-args": None, "job-extra-directives": None}
+        with dask.config.set({"jobqueue.slurm": site}):
+            shape = shapes_of(cluster(cpu={"cores": 1, "memory": "2GB"}), 1)["cpu"]
+            assert lifetime_exports(shape.pool) == []
+            assert (shape.seconds, shape.arguments, shape.directives) == (None, (), [])
+            assert shape.keywords()["walltime"] == (walltime or None)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "said"),
+        [
+            ("walltime", 43200, "in quotes"),
+            ("walltime", "soon", "no time limit"),
+            ("memory", "much", "16GB"),
+            ("cores", "four", "valid integer"),
+            ("queue", "a b", "pattern"),
+            ("worker-extra-args", "--nanny", "no list of texts"),
+            ("job-extra-directives", "--qos=a", "valid tuple"),
+            ("job-extra-directives", ["--time=1"], "use walltime"),
+            ("job-script-prologue", [1], "valid string"),
+        ],
+    )
+    def test_name_what_is_wrong_in_the_configuration_of_dask(self, key, value, said):
+        with (
+            dask.config.set({"jobqueue.slurm": {"cores": 1, "memory": "2GB", key: value}}),
+            pytest.raises(ConfigurationError, match=rf"jobqueue\.slurm\.{key} .*{said}"),
+        ):
+            shapes_of(cluster(cpu={}), 1)
 
     @pytest.mark.parametrize("option", ["n_workers", "memory_mb"])
     def test_are_not_those_of_this_machine(self, option):
@@ -183,7 +221,8 @@ class TestShapes:
             words = shlex.split(script.splitlines()[-1])
             assert words[words.index("--tls-key") + 1] == str(folder / "key.pem")
         assert "#SBATCH --cpus-per-task=4\n" in cpu
-        assert "--nthreads 1 --memory-limit 3.73GiB --nworkers 2 --nanny" in cpu
+        assert "#SBATCH --mem=7630M\n" in cpu
+        assert "--nthreads 1 --memory-limit 3.35GiB --nworkers 2 --nanny" in cpu
         assert "--local-directory $TMPDIR/dask" in cpu
         assert "module load x\nexport ZARR_ASYNC__CONCURRENCY=4\n" in cpu
         assert "GPU" not in cpu

@@ -18,6 +18,7 @@ import distributed
 import psutil
 
 from fusionflow.cluster_options import ClusterOptions
+from fusionflow.clusters.worker_settings import WORKER_SETTINGS, ZARR_CONCURRENCY, gpu_threads
 from fusionflow.errors import ClusterError, MissingExtraError
 from fusionflow.placement import RESOURCE
 
@@ -28,16 +29,6 @@ _MARGIN = 60
 _DASHBOARD_PORT = 8787
 #: Bytes that a local worker should have at least, where their number follows the machine.
 _WORKER_BYTES = 2e9
-#: Tasks at a time beside a GPU: one feeds it, others read, transform and write.
-_GPU_THREADS = 2, 8
-#: Zarr's own requests at a time, in each task: tasks already run beside each other.
-_ZARR_CONCURRENCY = 4
-#: What every worker of a run's own starts with. Workers keep a profile of each cycle, 3,600 of
-#: them: at one a second 230 kB a second.
-WORKER_SETTINGS = {
-    "distributed.worker.profile.interval": "100ms",
-    "distributed.worker.profile.cycle": "60s",
-}
 #: Dask looks so long after it lost a worker whether its nanny brought it back, and else ends the
 #: nanny. One that is restarting a second time at that very moment would be lost for good.
 _LOST_WORKER_TIMEOUT = "7 days"
@@ -120,11 +111,10 @@ def cuda_options(options: ClusterOptions, torch_threads: int) -> dict[str, Any]:
             f"{options.n_workers or 'All'} GPUs were asked for, and this process may use {there}",
             "Ask for fewer (--n-workers), or look at CUDA_VISIBLE_DEVICES",
         )
-    least, most = _GPU_THREADS
-    share = available_cores() // (workers * torch_threads)
+    threads = gpu_threads(available_cores() // workers, torch_threads)
     return {
         "n_workers": workers,
-        "threads_per_worker": options.threads_per_worker or min(max(least, share), most),
+        "threads_per_worker": options.threads_per_worker or threads,
         "memory_limit": int(_memory(options) / workers),
         "device_memory_limit": 0,  # what is on a device does not outlive a task: nothing to spill
         "resources": {RESOURCE: 1},
@@ -152,7 +142,7 @@ def _settings(options: ClusterOptions) -> Iterator[None]:
     """Set what workers and scheduler of this machine start with."""
     environment = {
         **dask.config.get("distributed.nanny.pre-spawn-environ", {}),
-        "ZARR_ASYNC__CONCURRENCY": str(_ZARR_CONCURRENCY),
+        "ZARR_ASYNC__CONCURRENCY": str(ZARR_CONCURRENCY),
     }
     wanted = {
         "distributed.nanny.pre-spawn-environ": environment,

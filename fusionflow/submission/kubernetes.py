@@ -13,7 +13,7 @@ from typing import Any
 import click
 import yaml
 
-from fusionflow.config import METHODS, RunConfig
+from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError
 from fusionflow.kubernetes_objects import (
     autoscaler,
@@ -26,18 +26,12 @@ from fusionflow.kubernetes_objects import (
 )
 from fusionflow.kubernetes_pods import CONFIG_FOLDER, is_mounted, scheduler_address
 from fusionflow.kubernetes_schedule import scheduled
+from fusionflow.submission.configuration import config_inside, weights_file
 from fusionflow.untrusted import printable, read_bounded
 
 __all__ = ["as_yaml", "objects", "submit"]
 
 CONFIG_FILE = "run.yaml"
-#: Options of a run that are in no configuration.
-_NOT_CONFIGURED = {
-    "participant_label", "session_label", "only_check", "retry_failed", "force", "settle",
-    "verbose", "offline",
-}  # fmt: skip
-#: Options of a cluster that a run in a pod has a use for.
-_KEPT = {"shared", "priority", "window", "time_limit", "patience", "scheduler_patience"}
 _MOST_BYTES = 1 << 20
 #: How to see what becomes of what was submitted.
 _LOOKS = {
@@ -61,8 +55,8 @@ def objects(
     bids_dir, out_dir : Path
         As pods see them: on a volume that they mount.
     arguments : sequence of str
-        Further words for ``fusionflow run``, such as ``--participant-label 01``. Those for which
-        there is a place in `config` are left out: they are to be there already.
+        Further words for ``fusionflow run``, for which there is no place in `config`, such as
+        ``--participant-label 01``.
     config : RunConfig
         The run; ``cluster.kubernetes`` says how its pods are.
     schedule : str or None
@@ -86,8 +80,7 @@ def objects(
             "Give a group of cluster.kubernetes.groups `gpus: 1`, or leave out --gpu required",
         )
     _check_paths(bids_dir, out_dir, config)
-    words = ["fusionflow", "run", str(bids_dir), str(out_dir)]
-    words += _beside_the_configuration(arguments)
+    words = ["fusionflow", "run", str(bids_dir), str(out_dir), *arguments]
     words += ["--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"]
     words += ["--cluster", scheduler_address(pods, pods.name)]
     if pods.tls_secret is None:
@@ -95,10 +88,12 @@ def objects(
     if options.gpu != "auto" or pods.has_gpus:
         words += ["--gpu", "never" if options.gpu == "never" else "required"]
     threads = config.method.threads
+    # The run's pod is there as soon as the scheduler's, and perhaps sooner.
+    inside = config_inside(config, scheduler_patience=float(options.patience))
     around = [
         *claims(pods),
         *network_policies(pods, pods.name),
-        config_map(pods, pods.name, {CONFIG_FILE: _config_in_pods(config)}),
+        config_map(pods, pods.name, {CONFIG_FILE: inside}),
     ]
     job = [
         dask_job(options, pods.name, words, pods.name, threads),
@@ -179,6 +174,7 @@ def _check_paths(bids_dir: Path, out_dir: Path, config: RunConfig) -> None:
         ("The output", out_dir),
         ("conform.space (--space)", config.conform.space),
         ("input.bids_filter (--bids-filter-file)", config.input.bids_filter),
+        ("method.weights (--weights)", weights_file(config.method.weights)),
         *(("input.derivatives (--derivatives)", path) for path in config.input.derivatives),
     ]
     options = config.cluster.kubernetes
@@ -197,54 +193,6 @@ def _check_paths(bids_dir: Path, out_dir: Path, config: RunConfig) -> None:
             f"The output {out_dir} is on a volume that pods may only read",
             "Leave out `read_only: true` of that volume in cluster.kubernetes.volumes",
         )
-
-
-def _beside_the_configuration(arguments: Sequence[str]) -> list[str]:
-    """Return the words that say what a configuration cannot: which scans, and how eagerly.
-
-    The others name files of this machine, or are in the configuration that goes along.
-    """
-    from fusionflow.cli import main as fusionflow
-
-    options = {
-        name: param
-        for param in fusionflow.commands["run"].params
-        if isinstance(param, click.Option)
-        for name in param.opts
-    }
-    kept: list[str] = []
-    leave = 0
-    for word in arguments:
-        if leave:
-            leave -= 1
-            continue
-        name, given, _ = word.partition("=")
-        param = options.get(name)
-        if param is None or param.name in _NOT_CONFIGURED:
-            kept.append(word)
-        elif not given and not param.is_flag:
-            leave = param.nargs
-    return kept
-
-
-def _config_in_pods(config: RunConfig) -> str:
-    """Return the configuration that a run in a pod reads: all but where it runs."""
-    method = config.method
-    known = METHODS.get(method.name) == method
-    content = {
-        "method": method.name if known else method.model_dump(mode="json"),
-        **config.model_dump(
-            mode="json", exclude_defaults=True, include={"conform", "region", "input"}
-        ),
-    }
-    cluster = config.cluster.model_dump(mode="json", exclude_defaults=True, include=_KEPT)
-    content["cluster"] = {
-        "shared": False,  # nobody else works on it
-        # The run's pod is there as soon as the scheduler's, and perhaps sooner.
-        "scheduler_patience": float(config.cluster.patience),
-        **cluster,
-    }
-    return yaml.safe_dump(content, sort_keys=False)
 
 
 @click.command()

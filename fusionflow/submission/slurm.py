@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import format_bytes
 
 from fusionflow import __version__
 from fusionflow.cluster_options import ClusterOptions
@@ -19,18 +19,24 @@ from fusionflow.clusters.slurm_commands import submit as sbatch
 from fusionflow.clusters.slurm_shapes import (
     Shape,
     exports,
+    interface_of,
     log_folder,
+    log_path,
     python_of,
     require_jobqueue,
     shapes_of,
     shared_folder,
+    shared_path,
     worker_exports,
 )
 from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError
+from fusionflow.submission.configuration import config_inside, weights_file
 
-#: Seconds before the walltime at which the run is told to end.
-_NOTICE = 120
+#: Seconds before the walltime at which the run is told to end, or the part of it that they are.
+_NOTICE, _NOTICE_SHARE = 120, 4
+#: What ends a file inside the script.
+_END = "FUSIONFLOW_END_OF_FILE"
 #: Seconds that a worker waits for the scheduler.
 _DEATH_TIMEOUT = 300
 _DEPENDENCY = re.compile(r"[A-Za-z0-9:,?_+]+")
@@ -47,7 +53,7 @@ class Batch:
     bids_dir, out_dir : Path
         As ``fusionflow run`` takes them.
     arguments : tuple of str
-        Its other arguments, without ``--cluster``.
+        What else it is told: that for which there is no place in `config`.
     config : RunConfig
         What these and the YAML file mean together.
     name : str
@@ -88,7 +94,7 @@ class Batch:
     @property
     def log(self) -> str:
         """Where the job writes; ``%j`` stands for its number."""
-        return f"{log_folder(self.config.cluster.slurm)}/{self.name}-%j.log"
+        return f"{log_path(self.config.cluster.slurm)}/{self.name}-%j.log"
 
 
 def submit(batch: Batch) -> str:
@@ -99,7 +105,10 @@ def submit(batch: Batch) -> str:
     ClusterError
         If SLURM is not there, or refuses.
     """
-    return sbatch(script(batch))
+    text = script(batch)
+    shared_folder(batch.config.cluster.slurm)
+    log_folder(batch.config.cluster.slurm)
+    return sbatch(text)
 
 
 def script(batch: Batch) -> str:
@@ -125,6 +134,7 @@ def script(batch: Batch) -> str:
         "set -euo pipefail",
         *_section("The same again, until: scancel --name=" + batch.name, _again(batch)),
         _folder(options),
+        "\n".join(["# The options of the run.", *_file("run.yaml", _configuration(batch.config))]),
         _SIGNALS,
         _scheduler(options),
         *(_workers(shape, number, len(shapes), options) for number, shape in enumerate(shapes)),
@@ -191,7 +201,7 @@ def _directives(batch: Batch, shapes: Sequence[Shape]) -> list[str]:
         f"--output={batch.log}",
         "--open-mode=append",
         "--requeue",
-        f"--signal=B:TERM@{_NOTICE}",
+        f"--signal=B:TERM@{_notice(shapes)}",
     ]
     if batch.dependency is not None:
         kind = "afterany:" if batch.dependency.isdecimal() else ""
@@ -203,6 +213,12 @@ def _directives(batch: Batch, shapes: Sequence[Shape]) -> list[str]:
         options = [*(common if number == 0 else ()), *_component(shape)]
         blocks.append("\n".join(f"#SBATCH {option}" for option in options))
     return ["\n#SBATCH hetjob\n".join(blocks)]
+
+
+def _notice(shapes: Sequence[Shape]) -> int:
+    """Return how many seconds before the walltime the run is told to end."""
+    limits = [limit for shape in shapes if (limit := shape.seconds) is not None]
+    return min([_NOTICE, *(limit // _NOTICE_SHARE for limit in limits)])
 
 
 def _component(shape: Shape) -> list[str]:
@@ -225,8 +241,34 @@ def _component(shape: Shape) -> list[str]:
 
 def _share(shape: Shape) -> list[str]:
     """Return what SLURM is to give to each task of a pool, as sbatch and srun both take it."""
-    memory = math.ceil(parse_bytes(shape.memory) / shape.cores / 2**20)
+    memory = math.ceil(shape.memory / shape.cores / 2**20)
     return [f"--cpus-per-task={shape.cores}", f"--mem-per-cpu={memory}M"]
+
+
+def _configuration(config: RunConfig) -> list[str]:
+    """Return the lines of the run's configuration."""
+    options, method = config.cluster, config.method
+    path = weights_file(method.weights)
+    if path is not None:
+        method = method.model_copy(update={"weights": str(path.absolute())})
+    # Workers with GPUs and without may come in any order.
+    gpu = "required" if options.needs_gpu else options.gpu
+    return config_inside(config.model_copy(update={"method": method}), gpu=gpu).splitlines()
+
+
+def _file(name: str, lines: Sequence[str]) -> list[str]:
+    """Return lines that write a file, as it is, into the job's folder.
+
+    Raises
+    ------
+    ConfigurationError
+        If a line would end it.
+    """
+    if _END in lines:
+        raise ConfigurationError(
+            f"A line {_END} ends a file inside the job's script", "Write the line otherwise"
+        )
+    return [f"cat > \"$private/{name}\" <<'{_END}'", *lines, _END]
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
@@ -247,7 +289,7 @@ def _again(batch: Batch) -> list[str]:
 def _folder(options: ClusterOptions) -> str:
     """Return lines that make a folder for scheduler file and certificates."""
     python = python_of(options.slurm)
-    shared = shlex.quote(str(shared_folder(options.slurm)))
+    shared = shlex.quote(str(shared_path(options.slurm)))
     lines = [
         "# A folder that every node sees, and no other user: where the scheduler is, certificates.",
         f"private=$(mktemp -d {shared}/job-XXXXXXXX)",
@@ -273,7 +315,8 @@ def _folder(options: ClusterOptions) -> str:
 
 
 def _interface(options: ClusterOptions) -> str:
-    return f" --interface {options.slurm.interface}" if options.slurm.interface else ""
+    interface = interface_of(options.slurm)
+    return f" --interface {interface}" if interface else ""
 
 
 def _scheduler(options: ClusterOptions) -> str:
@@ -290,7 +333,7 @@ def _scheduler(options: ClusterOptions) -> str:
 
 def _workers(shape: Shape, number: int, pools: int, options: ClusterOptions) -> str:
     """Return lines that start a pool's workers, one task each."""
-    memory = format_bytes(parse_bytes(shape.memory) // shape.workers).replace(" ", "")
+    memory = format_bytes(shape.worker_memory).replace(" ", "")
     words = [
         f"exec {python_of(options.slurm)} -m {shape.command}",
         f'--scheduler-file "$1" --name "{shape.name}-$SLURM_PROCID"',
@@ -301,14 +344,11 @@ def _workers(shape: Shape, number: int, pools: int, options: ClusterOptions) -> 
         words.insert(2, f"--nworkers {shape.workers} --nanny")
     group = f" --het-group={number}" if pools > 1 else ""
     gres = f" --gres=gpu:{shape.pool.gpus}" if shape.pool.gpus else ""
+    lines = [*shape.prologue, *worker_exports(), " ".join(words) + _interface(options)]
     return "\n".join(
         [
             f"# Workers of pool {shape.name}.",
-            f"cat > \"$private/{shape.name}.sh\" <<'END'",
-            *shape.prologue,
-            *worker_exports(),
-            " ".join(words) + _interface(options),
-            "END",
+            *_file(f"{shape.name}.sh", lines),
             f"srun{group} --ntasks={shape.pool.jobs} {' '.join(_share(shape))}{gres} "
             "--kill-on-bad-exit=0 \\",
             f'  bash "$private/{shape.name}.sh" "$private/scheduler.json" &',
@@ -318,15 +358,12 @@ def _workers(shape: Shape, number: int, pools: int, options: ClusterOptions) -> 
 
 def _run(batch: Batch) -> str:
     options = batch.config.cluster
-    arguments = list(batch.arguments)
-    if options.needs_gpu and not any(word.startswith("--gpu") for word in arguments):
-        arguments.append("--gpu=required")  # workers with and without may come in any order
-    words = shlex.join([str(batch.bids_dir), str(batch.out_dir), *arguments])
+    words = shlex.join([str(batch.bids_dir), str(batch.out_dir), *batch.arguments])
     return "\n".join(
         [
             "# The run. A signal ends the wait for it, not the run, hence the loop.",
             f"{python_of(options.slurm)} -m fusionflow run {words} \\",
-            '  --cluster "$private/scheduler.json" &',
+            '  --config "$private/run.yaml" --cluster "$private/scheduler.json" &',
             "run=$!",
             "seen=-1",
             'while [ "$signals" -ne "$seen" ]; do',

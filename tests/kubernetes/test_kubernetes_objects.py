@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from kube_runs import (
     CASES,
     GPU_GROUP,
@@ -13,6 +14,7 @@ from kube_runs import (
     the,
 )  # fmt: skip
 
+from fusionflow.cli import main
 from fusionflow.config import METHODS, RunConfig
 from fusionflow.errors import ConfigurationError
 from fusionflow.kubernetes_objects import dask_cluster
@@ -83,6 +85,13 @@ class TestCommands:
             group = {**GPU_GROUP, "cores": cores}
             assert option(made(run_config({"groups": {"a": group}})), "--nthreads") == threads
 
+    def test_have_variables_that_nobody_may_set(self):
+        for box in [*containers_of(case("plain")).values(), *containers_of(case("tls")).values(),
+                    *containers_of(case("adaptive")).values()]:  # fmt: skip
+            for name in environment_of(box):
+                with pytest.raises(ConfigurationError, match=f"{name} is set by the run"):
+                    run_config({"environment": {name: "x"}})
+
     def test_leave_memory_for_what_is_beside_the_worker(self):
         found = made(run_config({"groups": {"a": {"memory": "10G"}}}))
         assert option(found, "--memory-limit") == "9000000000"
@@ -147,6 +156,8 @@ class TestGroups:
     def test_that_are_left_behind_are_removed_by_the_operator(self):
         cluster = dask_cluster(run_config().cluster, "x")
         assert cluster["spec"]["idleTimeout"] == 3600
+        patient = dask_cluster(run_config(patience=7200).cluster, "x")
+        assert patient["spec"]["idleTimeout"] == 7800
         assert "distributed.http.scheduler.api" in str(cluster["spec"]["scheduler"])
 
     @pytest.mark.parametrize("option", ["n_workers", "memory_mb", "work_dir"])
@@ -196,6 +207,13 @@ class TestPaths:
         content["input"]["derivatives"] = ["/data/petprep"]
         content["conform"]["space"] = "/home/me/mni.nii.gz"
         assert "conform.space" in refused(RunConfig.model_validate(content))
+        content["conform"]["space"] = None
+        for weights in ("/home/me/vgg19.pth", "vgg19.pth"):
+            content["method"]["weights"] = weights
+            assert "method.weights (--weights)" in refused(RunConfig.model_validate(content))
+        for weights in ("/data/vgg19.pth", "auto", "torchvision", "random:0"):
+            content["method"]["weights"] = weights
+            assert made(RunConfig.model_validate(content))
 
 
 class TestConfiguration:
@@ -217,20 +235,26 @@ class TestConfiguration:
         cluster = {"shared": False, "scheduler_patience": 300.0}
         assert yaml.safe_load(text) == {"method": "dwt-vgg19", "cluster": cluster}
 
-    @pytest.mark.parametrize(
-        ("given", "kept"),
-        [
-            (["--config=/home/me/run.yaml", "--cluster", "kubernetes", "--gpu", "never"], []),
-            (["--pet-window", "0", "12", "--force", "--allow-plain-tcp"], ["--force"]),
-            (["group", "--method=average"], ["group"]),
-            (["--participant-label", "01", "02", "-v"], ["--participant-label", "01", "02", "-v"]),
-            (["--session-label=a", "--settle=60s", "--preflight", "--retry-failed", "--offline"],
-             ["--session-label=a", "--settle=60s", "--preflight", "--retry-failed", "--offline"]),
-        ],
-    )  # fmt: skip
-    def test_has_what_words_of_a_command_line_would_say_again(self, given, kept):
-        words = words_of(made(arguments=given))["runner"]
-        assert words[4 : words.index("--config")] == kept
+    def test_has_what_words_of_a_command_line_would_say_again(self, tmp_path):
+        content = {"cluster": run_config().model_dump(mode="json")["cluster"]}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+        given = ["/data/bids", "/data/fused", "--config", str(tmp_path / "run.yaml"), "--print"]
+        more = ["participant", "--pet-window", "0", "12", "--participant-label", "01", "02",
+                "--method=average", "--force", "-v", "--settle=60s", "--preflight"]  # fmt: skip
+        result = CliRunner().invoke(main, ["submit", *given, *more])
+        assert result.exit_code == 0, result.output
+        found = [*yaml.safe_load_all(result.output)]
+        words = words_of(found)["runner"]
+        assert words[4 : words.index("--config")] == [
+            "participant", "--participant-label=01", "--participant-label=02", "--verbose",
+            "--preflight", "--force", "--settle=60s",
+        ]  # fmt: skip
+        [text] = the("ConfigMap", found)["data"].values()
+        read = yaml.safe_load(text)
+        assert (read["method"], read["conform"]) == ("average", {"pet_window": [0.0, 12.0]})
+        result = CliRunner().invoke(main, ["submit", *given, "--job-name", "x"])
+        assert result.exit_code == 2
+        assert "Give cluster.kubernetes.name" in result.output
 
     def test_an_image_is_needed(self):
         config = run_config()
