@@ -16,7 +16,7 @@ help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
 	@echo "make faults  the slow tests of all that goes wrong; writes workflows/faults.md"
-	@echo "make cluster a real SLURM of one node, hosts in network namespaces; as root, installs SLURM"
+	@echo "make cluster real clusters: shared ones, SLURM, hosts in namespaces; as root, installs SLURM"
 	@echo "make bench   how fast, beside what: an hour on a quiet machine; writes $(BENCH)/results.md"
 	@echo "make container  an image with buildah, podman or docker (deploy/containers.md)"
 	@echo "make check   ruff and mypy --strict"
@@ -33,7 +33,7 @@ faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m faults tests
 
 cluster: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m cluster tests/cluster
+	$(BIN)/python -m pytest -m cluster tests
 
 bench: $(VENV)/.installed
 	for name in $(BENCHMARKS); do \

@@ -21,6 +21,8 @@ from fusionflow import clusters
 from fusionflow.config import ClusterOptions, load_config
 from fusionflow.errors import ClusterError, ConfigurationError
 
+pytestmark = pytest.mark.cluster
+
 #: Seconds beyond its patience that an error may take.
 MARGIN = 5.0
 

@@ -24,6 +24,8 @@ from fusionflow.preflight import Preflight
 from fusionflow.tenancy import Tenancy
 from fusionflow.warm import kept_network
 
+pytestmark = pytest.mark.cluster
+
 FAULTS = Path(__file__).with_name("faults")
 VICTIM = "sub-02_ses-baseline"
 STAGES = {"preflight", "conform", "decompose", "fuse", "reconstruct", "commit"}
