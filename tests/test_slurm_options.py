@@ -12,13 +12,8 @@ from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters import slurm_commands
 from fusionflow.clusters.slurm import slurm
 from fusionflow.clusters.slurm_certificates import security_of_all_sides, write_certificates
-from fusionflow.clusters.slurm_shapes import (
-    lifetime_exports,
-    log_folder,
-    python_of,
-    shapes_of,
-    shared_folder,
-)
+from fusionflow.clusters.slurm_shapes import lifetime_exports, shapes_of
+from fusionflow.clusters.slurm_site import log_folder, python_of, seconds_of, shared_folder
 from fusionflow.errors import ClusterError, ConfigurationError, MissingExtraError
 from fusionflow.options import explained
 from fusionflow.slurm_options import SlurmOptions, SlurmPool, walltime_seconds
@@ -147,14 +142,14 @@ class TestShapes:
             assert python_of(options.slurm) == "/opt/python"
             assert log_folder(options.slurm) == tmp_path / "logs"
             assert shared_folder(options.slurm) == tmp_path / "s"
-            assert "'13800 s'" in lifetime_exports(shapes["cpu"].pool)[0]
+            assert "'13800 s'" in lifetime_exports(shapes["cpu"].seconds)[0]
 
     @pytest.mark.parametrize(
         ("walltime", "lifetime", "stagger"),
         [("00:01:00", 40, 5), ("01:00:00", 3240, 90), ("2-00:00:00", 172200, 150)],
     )
     def test_leave_before_their_walltime(self, walltime, lifetime, stagger):
-        lines = lifetime_exports(SlurmPool(walltime=walltime))
+        lines = lifetime_exports(seconds_of(walltime))
         assert lines == [
             f"export DASK_DISTRIBUTED__WORKER__LIFETIME__DURATION='{lifetime} s'",
             f"export DASK_DISTRIBUTED__WORKER__LIFETIME__STAGGER='{stagger} s'",
@@ -166,7 +161,7 @@ class TestShapes:
         site = {"walltime": walltime, "worker-extra-args": None, "job-extra-directives": None}
         with dask.config.set({"jobqueue.slurm": site}):
             shape = shapes_of(cluster(cpu={"cores": 1, "memory": "2GB"}), 1)["cpu"]
-            assert lifetime_exports(shape.pool) == []
+            assert lifetime_exports(shape.seconds) == []
             assert (shape.seconds, shape.arguments, shape.directives) == (None, (), [])
             assert shape.keywords()["walltime"] == (walltime or None)
 
@@ -245,7 +240,7 @@ class TestWhatIsMissing:
         """Where dask-jobqueue sets a handler of signals."""
         script = """if True:
             import threading
-            from fusionflow.clusters.slurm_shapes import require_jobqueue
+            from fusionflow.clusters.slurm_site import require_jobqueue
             from fusionflow.errors import ClusterError
             def load():
                 try:
@@ -273,7 +268,7 @@ def test_ctrl_c_goes_on_to_mean_what_it_meant():
     """dask-jobqueue makes it end Python, with exit code 0."""
     script = """if True:
         import signal
-        from fusionflow.clusters.slurm_shapes import require_jobqueue
+        from fusionflow.clusters.slurm_site import require_jobqueue
         before = signal.getsignal(signal.SIGINT)
         require_jobqueue()
         import dask_jobqueue

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask
@@ -18,6 +17,7 @@ from distributed.utils import silence_logging_cmgr
 
 from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.address import address_of, security_of
+from fusionflow.clusters.asides import finished
 from fusionflow.clusters.local import cuda, dask_log_level, local
 from fusionflow.errors import ClusterError, ConfigurationError
 from fusionflow.placement import RESOURCE, workers_of
@@ -133,8 +133,7 @@ def _client(address: str, options: ClusterOptions) -> distributed.Client:
 def _answers(address: str, security: Security | None, patience: float, until: float) -> bool:
     """Whether a scheduler answers; none may be there yet, until a time."""
     try:
-        with ThreadPoolExecutor(1) as other:  # this thread may have a loop: a notebook's
-            other.submit(asyncio.run, _greet(address, security, patience)).result()
+        finished(_greet(address, security, patience))
     except OSError as error:  # a timeout as well
         if time.monotonic() > until:
             raise

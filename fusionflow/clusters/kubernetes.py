@@ -14,21 +14,22 @@ from distributed.security import Security
 
 from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.address import security_of
-from fusionflow.errors import ClusterError, ConfigurationError
-from fusionflow.kubernetes_api import (
+from fusionflow.clusters.asides import finished
+from fusionflow.clusters.kubernetes_api import (
     check_operator,
     connected,
     hang_up,
     in_plain_words,
     require_client,
 )
-from fusionflow.kubernetes_objects import (
+from fusionflow.clusters.kubernetes_objects import (
     CLUSTER_LABEL,
     autoscaler,
     check_kubernetes,
     dask_cluster,
     worker_groups,
 )
+from fusionflow.errors import ClusterError, ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -122,15 +123,7 @@ def _checked_namespace(options: ClusterOptions) -> str:
             return str(api.namespace)
 
     with in_plain_words("a look for the Dask operator"):
-        return _in_a_loop(check())
-
-
-def _in_a_loop(wanted: Any) -> str:  # noqa: ANN401
-    """Run a coroutine to its end, from a notebook as well, which has a loop of its own."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        return str(pool.submit(asyncio.run, wanted).result())
+        return finished(check())
 
 
 def _cluster_class() -> type:

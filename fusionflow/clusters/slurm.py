@@ -17,13 +17,8 @@ from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.address import security_of
 from fusionflow.clusters.local import dask_log_level, free_port, scheduler_settings
 from fusionflow.clusters.slurm_certificates import security_of_all_sides, write_certificates
-from fusionflow.clusters.slurm_shapes import (
-    log_folder,
-    python_of,
-    require_jobqueue,
-    shapes_of,
-    shared_folder,
-)
+from fusionflow.clusters.slurm_shapes import shapes_of
+from fusionflow.clusters.slurm_site import log_folder, python_of, require_jobqueue, shared_folder
 from fusionflow.errors import ClusterError
 
 if TYPE_CHECKING:

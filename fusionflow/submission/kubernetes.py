@@ -13,9 +13,7 @@ from typing import Any
 import click
 import yaml
 
-from fusionflow.config import RunConfig
-from fusionflow.errors import ConfigurationError, FusionflowError, LockedError
-from fusionflow.kubernetes_objects import (
+from fusionflow.clusters.kubernetes_objects import (
     autoscaler,
     check_kubernetes,
     claims,
@@ -24,8 +22,10 @@ from fusionflow.kubernetes_objects import (
     network_policies,
     worker_groups,
 )
-from fusionflow.kubernetes_pods import CONFIG_FOLDER, is_mounted, scheduler_address
-from fusionflow.kubernetes_schedule import scheduled
+from fusionflow.clusters.kubernetes_pods import CONFIG_FOLDER, is_mounted, scheduler_address
+from fusionflow.clusters.kubernetes_schedule import scheduled
+from fusionflow.config import RunConfig
+from fusionflow.errors import ConfigurationError, FusionflowError, LockedError
 from fusionflow.submission.configuration import config_inside, weights_file
 from fusionflow.untrusted import printable, read_bounded
 
@@ -133,7 +133,7 @@ def submit(objects: Sequence[dict[str, Any]], namespace: str | None) -> str:
     ClusterError
         If the API cannot be reached or refuses something, or the operator is not there.
     """
-    from fusionflow.kubernetes_api import create_all
+    from fusionflow.clusters.kubernetes_api import create_all
 
     where = create_all(objects, namespace)
     return "; ".join(

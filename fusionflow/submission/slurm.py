@@ -16,18 +16,15 @@ from fusionflow import __version__
 from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.local import scheduler_settings
 from fusionflow.clusters.slurm_commands import submit as sbatch
-from fusionflow.clusters.slurm_shapes import (
-    Shape,
-    exports,
+from fusionflow.clusters.slurm_shapes import Shape, exports, shapes_of, worker_exports
+from fusionflow.clusters.slurm_site import (
     interface_of,
     log_folder,
     log_path,
     python_of,
     require_jobqueue,
-    shapes_of,
     shared_folder,
     shared_path,
-    worker_exports,
 )
 from fusionflow.config import RunConfig
 from fusionflow.errors import ConfigurationError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kube_runs import environment_of
 
-from fusionflow.kubernetes_objects import dask_cluster
+from fusionflow.clusters.kubernetes_objects import dask_cluster
 
 _NAME = "pods"
 

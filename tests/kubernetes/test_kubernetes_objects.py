@@ -15,9 +15,9 @@ from kube_runs import (
 )  # fmt: skip
 
 from fusionflow.cli import main
+from fusionflow.clusters.kubernetes_objects import dask_cluster
 from fusionflow.config import METHODS, RunConfig
 from fusionflow.errors import ConfigurationError
-from fusionflow.kubernetes_objects import dask_cluster
 from fusionflow.submission.kubernetes import as_yaml
 
 ADDRESS = "tcp://fusionflow-scheduler:8786"

@@ -24,8 +24,8 @@ def api(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr("fusionflow.kubernetes_api._PATIENCE", 20.0)
-    monkeypatch.setattr("fusionflow.kubernetes_api._LOOK", 0.05)
+    monkeypatch.setattr("fusionflow.clusters.kubernetes_api._PATIENCE", 20.0)
+    monkeypatch.setattr("fusionflow.clusters.kubernetes_api._LOOK", 0.05)
 
 
 @contextlib.contextmanager
@@ -136,7 +136,7 @@ class TestTheRunBefore:
 
     def test_must_be_gone_before_the_next_begins(self, api, monkeypatch):
         """Or the operator would take the pod of the last run for that of this one."""
-        monkeypatch.setattr("fusionflow.kubernetes_api._PATIENCE", 0.5)
+        monkeypatch.setattr("fusionflow.clusters.kubernetes_api._PATIENCE", 0.5)
         old_job(api, "Failed")
         with operator(api, collects=False), pytest.raises(ClusterError, match="does not go within"):
             submit(case("plain"), "lab")
@@ -152,7 +152,7 @@ class TestRefusals:
             assert not posts(api)
 
     def test_with_an_operator_that_does_nothing(self, api, monkeypatch):
-        monkeypatch.setattr("fusionflow.kubernetes_api._PATIENCE", 0.5)
+        monkeypatch.setattr("fusionflow.clusters.kubernetes_api._PATIENCE", 0.5)
         with pytest.raises(ClusterError, match="the operator did not begin with it") as error:
             submit(case("plain"), "lab")
         assert "kubectl delete daskjob fusionflow" in str(error.value)

@@ -7,7 +7,7 @@ from kube_kustomize import build
 from kube_runs import CASES, MANIFESTS, case, containers_of, pods_of, run_config, the
 from kube_schemas import faults
 
-from fusionflow.kubernetes_objects import autoscaler, dask_cluster, worker_groups
+from fusionflow.clusters.kubernetes_objects import autoscaler, dask_cluster, worker_groups
 
 OVERLAYS = ("base", "gpu", "scheduled", "tls")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from fusionflow.clusters.kubernetes_objects import LABELS, config_map, head
+from fusionflow.clusters.kubernetes_pods import CONFIG_FOLDER, submitter_pod
 from fusionflow.errors import ConfigurationError
-from fusionflow.kubernetes_objects import LABELS, config_map, head
 from fusionflow.kubernetes_options import KubernetesOptions
-from fusionflow.kubernetes_pods import CONFIG_FOLDER, submitter_pod
 
 JOB_FILE = "job.yaml"
 _FIELD = r"[0-9A-Za-z*/,?-]+"

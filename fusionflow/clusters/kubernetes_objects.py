@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionflow.cluster_options import ClusterOptions
-from fusionflow.errors import ConfigurationError
-from fusionflow.kubernetes_options import KubernetesGroup, KubernetesOptions
-from fusionflow.kubernetes_pods import (
+from fusionflow.clusters.kubernetes_pods import (
     DASHBOARD_PORT,
     SCHEDULER_PORT,
     runner_pod,
     scheduler_pod,
     worker_pod,
 )
+from fusionflow.errors import ConfigurationError
+from fusionflow.kubernetes_options import KubernetesGroup, KubernetesOptions
 
 DASK_API = "kubernetes.dask.org/v1"
 LABELS = {"app.kubernetes.io/name": "fusionflow"}

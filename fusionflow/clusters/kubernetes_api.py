@@ -11,8 +11,9 @@ import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+from fusionflow.clusters.asides import finished
+from fusionflow.clusters.kubernetes_objects import DASK_API
 from fusionflow.errors import ClusterError, LockedError, MissingExtraError
-from fusionflow.kubernetes_objects import DASK_API
 from fusionflow.untrusted import one_line
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ _MENDS = {
 def create_all(objects: Sequence[dict[str, Any]], namespace: str | None) -> str:
     """Create objects, and return where; see `fusionflow.submission.kubernetes.submit`."""
     require_client()
-    return asyncio.run(_create_all(objects, namespace))
+    return finished(_create_all(objects, namespace))
 
 
 def require_client() -> None:
