@@ -22,6 +22,7 @@ from fusionflow.config import METHODS, Method
 from fusionflow.conventions import convention as named_convention
 from fusionflow.errors import ConfigurationError, FusionflowError, GridError, InputError
 from fusionflow.graph import make_recipe
+from fusionflow.grey_levels import eight_bit
 from fusionflow.images import (
     Colour,
     Sources,
@@ -31,7 +32,7 @@ from fusionflow.images import (
     read_pair,
     read_rgb,
 )
-from fusionflow.quality import assess, eight_bit
+from fusionflow.quality import assess
 from fusionflow.stages import Recipe
 from fusionflow.subbands import FloatArray
 

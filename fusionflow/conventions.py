@@ -102,10 +102,10 @@ from fusionflow.gradients import (
     fusion_artefacts,
     spatial_frequency,
 )
+from fusionflow.grey_levels import eight_bit, mean_squared_levels, standard_deviation
 from fusionflow.information import LEVELS, entropy, grey_levels, mutual_information
 from fusionflow.multiscale import multiscale_ssim
 from fusionflow.pixels import FloatArray, Image, consistent
-from fusionflow.quality import eight_bit, mean_squared_levels, standard_deviation
 from fusionflow.ssim import structural_similarity
 from fusionflow.vif import visual_information_fidelity
 

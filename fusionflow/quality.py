@@ -18,7 +18,8 @@ Conventions:
 - A figure that is not defined is NaN, never a flattering number.
 - Colour has no part in this: give the luminance, ITU-R BT.601.
 - Results read from a picture have been rounded to grey levels. For a comparison with those, give
-  all through :func:`eight_bit`: rounding moves Qabf, SCD, SSIM and VIF by up to 0.002.
+  all through :func:`fusionflow.grey_levels.eight_bit`: rounding moves Qabf, SCD, SSIM and VIF by up
+  to 0.002.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
-
-import numpy as np
 
 from fusionflow.correlations import correlation, sum_of_correlations
 from fusionflow.errors import InputError
@@ -41,13 +40,14 @@ from fusionflow.gradients import (
     fusion_artefacts,
     spatial_frequency,
 )
+from fusionflow.grey_levels import LEVELS, mean_squared_levels, standard_deviation
 from fusionflow.information import (
     entropy,
     joint_entropy,
     mutual_information,
     normalised_mutual_information,
 )
-from fusionflow.metrics import mean_squared_error, psnr, relative_rmse
+from fusionflow.metrics import psnr, relative_rmse
 from fusionflow.multiscale import multiscale_ssim
 from fusionflow.pixels import FloatArray, Image, consistent, finite
 from fusionflow.schema import SOURCES
@@ -59,13 +59,8 @@ __all__ = [
     "TABLE_1",
     "Quality",
     "assess",
-    "eight_bit",
-    "mean_squared_levels",
-    "standard_deviation",
     "table_1",
 ]
-
-LEVELS: Final = 255.0
 
 
 @dataclass(frozen=True)
@@ -118,79 +113,6 @@ class Quality:
             total = sum(figures) / (len(figures) if self.overall == "mean" else 1)
             figures.insert(0, total)
         return dict(zip(self.keys, figures, strict=True))
-
-
-def standard_deviation(image: Image) -> float:
-    r"""Compute the standard deviation of all pixels, :math:`\sqrt{\overline{(f - \bar f)^2}}`.
-
-    Parameters
-    ----------
-    image : ndarray, shape (y, x), float32 or float64
-        The slice, 0..1 being the display window.
-
-    Returns
-    -------
-    float
-        0 (a constant image) to 127.5, in grey levels of 0..255; NaN where there is no pixel.
-
-    Raises
-    ------
-    InputError
-        Not two dimensions or not floating point, or values that are not finite.
-
-    Examples
-    --------
-    >>> standard_deviation(np.array([[0.0, 1.0]]))
-    127.5
-    """
-    (pixels,) = _images(image=image)
-    return LEVELS * float(pixels.std()) if pixels.size else math.nan
-
-
-def mean_squared_levels(source: Image, fused: Image) -> float:
-    """Mean squared error on the 0..255 scale, as the literature's tables have it.
-
-    That of :func:`fusionflow.metrics.mean_squared_error` times 255 squared.
-
-    Parameters
-    ----------
-    source, fused : ndarray, shape (y, x), float32 or float64
-        The slice to compare, 0..1 being the display window.
-
-    Returns
-    -------
-    float
-        0 to 65025, in squared grey levels.
-
-    Raises
-    ------
-    InputError
-        Shapes or dtypes that do not fit, or values that are not finite.
-    """
-    return LEVELS**2 * mean_squared_error(source, fused)
-
-
-def eight_bit(image: Image) -> FloatArray:
-    """Return an image as it is read back from an 8-bit picture.
-
-    Parameters
-    ----------
-    image : ndarray, float32 or float64
-        0..1 being the display window.
-
-    Returns
-    -------
-    ndarray, float64
-        Clipped to 0..1 and rounded to multiples of 1/255; half a level to the even one, so that the
-        average of two pictures is not brightened.
-
-    Raises
-    ------
-    InputError
-        Not floating point, or values that are not finite.
-    """
-    arrays, _ = consistent({"image": image}, None)
-    return np.rint(np.clip(finite("image", arrays["image"]), 0.0, 1.0) * LEVELS) / LEVELS
 
 
 def _joint_entropy_of_sources(mri: Image, pet: Image, fused: Image) -> float:
@@ -370,6 +292,7 @@ def assess(
 
     Examples
     --------
+    >>> import numpy as np
     >>> mri, pet = np.random.default_rng(0).random((2, 64, 64))
     >>> assess(mri, pet, mri, ["ssim", "vif_mri"])["ssim_mri"]
     1.0
@@ -411,6 +334,7 @@ def table_1(source: Image, fused: Image) -> dict[str, float]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> figures = table_1(np.zeros((16, 16)), np.full((16, 16), 0.1))
     >>> round(figures["mse"], 2), round(figures["psnr"], 2), figures["rmse_relative"]
     (650.25, 20.0, nan)

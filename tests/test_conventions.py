@@ -14,7 +14,8 @@ from scipy import ndimage, signal
 from fusionflow import conventions
 from fusionflow.conventions import CONVENTIONS, convention
 from fusionflow.errors import InputError
-from fusionflow.quality import assess, eight_bit
+from fusionflow.grey_levels import eight_bit
+from fusionflow.quality import assess
 
 NAMES = tuple(CONVENTIONS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusionflow.quality import eight_bit
+from fusionflow.grey_levels import eight_bit
 
 
 @pytest.fixture(scope="module")

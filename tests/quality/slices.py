@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from fusionflow.quality import eight_bit
+from fusionflow.grey_levels import eight_bit
 
 KINDS = ("noise", "levels", "sparse", "ramp", "blocks", "constant", "black")
 

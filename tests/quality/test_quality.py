@@ -18,8 +18,9 @@ from fusionflow.correlations import correlation, sum_of_correlations
 from fusionflow.errors import InputError
 from fusionflow.fmi import feature_mutual_information
 from fusionflow.gradients import average_gradient, edge_preservation, spatial_frequency
+from fusionflow.grey_levels import standard_deviation
 from fusionflow.metrics import PAIR_METRICS, slice_metrics
-from fusionflow.quality import QUALITIES, TABLE_1, assess, standard_deviation, table_1
+from fusionflow.quality import QUALITIES, TABLE_1, assess, table_1
 from fusionflow.vif import visual_information_fidelity
 
 BY_NAME = {figure.name: figure for figure in QUALITIES}

@@ -10,7 +10,8 @@ import pywt
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from fusionflow.quality import assess, eight_bit
+from fusionflow.grey_levels import eight_bit
+from fusionflow.quality import assess
 
 
 def grey(path):

@@ -19,9 +19,10 @@ from fusionflow.gradients import (
     fusion_artefacts,
     spatial_frequency,
 )
+from fusionflow.grey_levels import eight_bit, standard_deviation
 from fusionflow.information import normalised_mutual_information
 from fusionflow.multiscale import multiscale_ssim
-from fusionflow.quality import assess, eight_bit, standard_deviation
+from fusionflow.quality import assess
 from fusionflow.vif import visual_information_fidelity
 
 

@@ -20,9 +20,10 @@ from fusionflow.gradients import (
     fusion_artefacts,
     spatial_frequency,
 )
+from fusionflow.grey_levels import eight_bit, mean_squared_levels, standard_deviation
 from fusionflow.metrics import mean_squared_error
 from fusionflow.multiscale import multiscale_ssim
-from fusionflow.quality import assess, eight_bit, mean_squared_levels, standard_deviation
+from fusionflow.quality import assess
 from fusionflow.vif import visual_information_fidelity
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import psutil
 
-from fusionflow.runlock import Holder, _started
+from fusionflow.holder import Holder, process_start
 
 HOLD = """
 import sys
@@ -46,7 +46,7 @@ def holding(path, heartbeat=10.0):
 def left_by(path, *, age=0.0, **changes):
     """Write the lock of a holder that is not here."""
     above = psutil.Process(os.getppid())  # a process that lives and is another's
-    me = replace(Holder.me("old-run"), pid=above.pid, process_started=_started(above))
+    me = replace(Holder.me("old-run"), pid=above.pid, process_started=process_start(above))
     holder = replace(me, **changes)
     path.write_text(json.dumps(asdict(holder)))
     then = time.time() - age

@@ -15,7 +15,8 @@ import pytest
 from locks import holding, left_by, python, wait_for
 
 from fusionflow.errors import LockedError, StoreError
-from fusionflow.runlock import Holder, RunLock, living_holder, read_holder
+from fusionflow.holder import Holder, read_holder
+from fusionflow.runlock import RunLock, living_holder
 
 
 class TestHolding:
@@ -148,7 +149,7 @@ class TestAnotherProcess:
         """In a folder that both may write the file itself is its owner's alone."""
         script = (
             "import os, sys\nfrom pathlib import Path\n"
-            "from fusionflow.runlock import Holder, RunLock\n"
+            "from fusionflow.holder import Holder\nfrom fusionflow.runlock import RunLock\n"
             "Holder.me('')  # what is imported late, somebody else may not read\n"
             "os.setuid(65534)\n"
             "try:\n    RunLock(Path(sys.argv[1]), 'run').__enter__()\n"

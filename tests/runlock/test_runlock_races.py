@@ -10,7 +10,8 @@ import pytest
 from locks import of_the_dead, python
 
 from fusionflow.errors import LockedError
-from fusionflow.runlock import RunLock, read_holder
+from fusionflow.holder import read_holder
+from fusionflow.runlock import RunLock
 
 #: Waits for a word, tries once, says what came of it, and holds on until the next word.
 RACE = """

@@ -8,7 +8,8 @@ from locks import left_by, wait_for
 
 from fusionflow import runlock
 from fusionflow.errors import LockedError
-from fusionflow.runlock import RunLock, living_holder, read_holder
+from fusionflow.holder import read_holder
+from fusionflow.runlock import RunLock, living_holder
 
 
 class TestAnotherMachine:
