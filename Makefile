@@ -7,14 +7,19 @@ DEMO ?= demo
 BENCH ?= bench
 DATA ?= ../shared/data
 WEIGHTS ?= ../shared/weights
+AXE := axe-core@4.14.1
 BENCHMARKS := naive overhead scaling per_scan memory peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults cluster bench bench-smoke container container-test check format clean
+.PHONY: help demo test browser notebooks docs faults cluster bench bench-smoke container \
+	container-test check format clean
 
 help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
+	@echo "make browser  the reports in headless Chromium (Debian: chromium chromium-driver npm)"
+	@echo "make notebooks  run every notebook"
+	@echo "make docs    build the pages (site/), run every command and snippet of them"
 	@echo "make faults  the slow tests of all that goes wrong; writes workflows/faults.md"
 	@echo "make cluster real clusters: shared ones, SLURM, hosts in namespaces; as root, installs SLURM"
 	@echo "make bench   how fast, beside what: an hour on a quiet machine; writes $(BENCH)/results.md"
@@ -28,6 +33,16 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+browser: $(VENV)/.installed-docs $(VENV)/axe.min.js
+	FUSIONFLOW_AXE=$(VENV)/axe.min.js $(BIN)/python -m pytest -m browser tests
+
+notebooks: $(VENV)/.installed-docs
+	$(BIN)/python -m pytest -m notebooks tests
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict --config-file workflows/docs/mkdocs.yml
+	$(BIN)/python -m pytest -m docs tests
 
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m faults tests
@@ -85,3 +100,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 $(VENV)/.installed-dev: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs,notebook]'
+	@touch $@
+
+$(VENV)/axe.min.js:
+	cd $(VENV) && npm pack --silent $(AXE) && tar xzf axe-core-*.tgz package/axe.min.js
+	mv $(VENV)/package/axe.min.js $@ && rm -r $(VENV)/package $(VENV)/axe-core-*.tgz
