@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from crew import crew_of_a_scheduler
 from hypothesis import settings
 from runs import config
 
@@ -35,6 +36,13 @@ def _our_logger(caplog):
     logger.propagate = True
     logger.setLevel(logging.NOTSET)
     caplog.handler.setLevel(logging.NOTSET)  # a local cluster of Dask silences it
+
+
+@pytest.fixture
+def crew():
+    """A scheduler of a test's own, `crew.client`, without workers: `crew.hire` starts them."""
+    with crew_of_a_scheduler() as crew:
+        yield crew
 
 
 @pytest.fixture(scope="session")

@@ -60,3 +60,14 @@ def crew_of_a_scheduler():
             yield crew
         finally:
             crew.dismiss()
+
+
+def path_of_another_version(folder):
+    """Return a PYTHONPATH with which a worker says that its fusionflow is 0.0.1."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from importlib import metadata\n"
+        "true = metadata.version\n"
+        "metadata.version = lambda name: '0.0.1' if name == 'fusionflow' else true(name)\n"
+    )
+    return str(folder)

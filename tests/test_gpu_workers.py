@@ -13,7 +13,6 @@ import time
 import distributed
 import numpy as np
 import pytest
-from crew import crew_of_a_scheduler
 from dask.utils import key_split
 from runs import config, small_cohort
 
@@ -22,12 +21,6 @@ from fusionflow import clusters, placement
 from fusionflow.config import ClusterOptions
 from fusionflow.errors import ClusterError
 from fusionflow.events import Fused
-
-
-@pytest.fixture
-def crew():
-    with crew_of_a_scheduler() as crew:
-        yield crew
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What would fail later is found before any work, and said in one table."""
 
 import io
-import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from types import SimpleNamespace as Header
 
 import pytest
 from click.testing import CliRunner
-from crew import crew_of_a_scheduler
+from crew import path_of_another_version
 from networks import random_state
 from rich.console import Console
 from runs import config, small_cohort
@@ -262,12 +261,6 @@ class TestRealWorkers:
 
 
 @pytest.fixture
-def crew():
-    with crew_of_a_scheduler() as crew:
-        yield crew
-
-
-@pytest.fixture
 def bare(tmp_path):
     """A path on which there is no fusionflow."""
     package = tmp_path / "elsewhere" / "fusionflow"
@@ -342,14 +335,8 @@ def test_a_worker_that_does_not_see_the_files(crew, bids, tmp_path):
 
 
 def test_a_worker_of_another_version(crew, bids, tmp_path):
-    lies = tmp_path / "lies"
-    lies.mkdir()
-    (lies / "sitecustomize.py").write_text(
-        "from importlib import metadata\n"
-        "true = metadata.version\n"
-        "metadata.version = lambda name: '0.0.1' if name == 'fusionflow' else true(name)\n"
-    )
-    crew.hire("older", gpu=False, PYTHONPATH=os.pathsep.join([str(lies)]))
+    older = path_of_another_version(tmp_path / "older")
+    crew.hire("older", gpu=False, PYTHONPATH=older)
     crew.wait(1)
     with pytest.raises(ClusterError, match=r"versions: fusionflow 0\.0\.1, here"):
         ff.run(bids, tmp_path / "out", config("average"), client=crew.client)

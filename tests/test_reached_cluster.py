@@ -13,7 +13,7 @@ from pathlib import Path
 import distributed
 import pytest
 from certificates import dask_options, write_certificates, yaml_of
-from crew import crew_of_a_scheduler
+from crew import path_of_another_version
 from runs import config, small_cohort
 
 import fusionflow as ff
@@ -62,19 +62,18 @@ def bids(tmp_path_factory):
 
 
 class TestSchedulerFile:
-    def test_is_waited_for(self, tmp_path, caplog):
+    def test_is_waited_for(self, crew, tmp_path, caplog):
         """The run may begin before the scheduler does."""
-        with crew_of_a_scheduler() as crew:
-            crew.hire("one", gpu=False)
-            crew.wait(1)
-            file = tmp_path / "later.json"
-            content = json.dumps({"address": crew.client.scheduler.address})
-            timer = threading.Timer(1.0, file.write_text, [content])
-            timer.start()
-            caplog.handler.setLevel(logging.NOTSET)  # which Dask's own clusters silence
-            with clusters.connect(ClusterOptions(scheduler_file=file)) as client:
-                assert client.submit(sum, [1, 2]).result() == 3
-            timer.join()
+        crew.hire("one", gpu=False)
+        crew.wait(1)
+        file = tmp_path / "later.json"
+        content = json.dumps({"address": crew.client.scheduler.address})
+        timer = threading.Timer(1.0, file.write_text, [content])
+        timer.start()
+        caplog.handler.setLevel(logging.NOTSET)  # which Dask's own clusters silence
+        with clusters.connect(ClusterOptions(scheduler_file=file)) as client:
+            assert client.submit(sum, [1, 2]).result() == 3
+        timer.join()
         assert f"Waiting up to 300 s for a scheduler to write {file}" in caplog.text
 
     def test_of_a_real_scheduler_whose_workers_do_not_come(self, tmp_path):
@@ -127,29 +126,22 @@ class TestSchedulerFile:
         ):
             pass
 
-    def test_what_would_fail_is_found_there_as_well(self, bids, tmp_path):
+    def test_what_would_fail_is_found_there_as_well(self, crew, bids, tmp_path):
         """Another version, and images that only this machine has, before anything runs."""
-        lies = tmp_path / "lies"
-        lies.mkdir()
-        (lies / "sitecustomize.py").write_text(
-            "from importlib import metadata\n"
-            "true = metadata.version\n"
-            "metadata.version = lambda name: '0.0.1' if name == 'fusionflow' else true(name)\n"
-        )
+        older = path_of_another_version(tmp_path / "older")
         file, out = tmp_path / "scheduler.json", tmp_path / "out"
         out.mkdir()
         hide = f"mount -t tmpfs none '{bids}' && exec \"$@\""
         apart = ["unshare", "-m", "sh", "-c", hide, "sh"]
         if subprocess.run([*apart[:2], "true"], capture_output=True, check=False).returncode:
             pytest.skip("no mount namespaces here")
-        with crew_of_a_scheduler() as crew:
-            file.write_text(json.dumps({"address": crew.client.scheduler.address}))
-            crew.hire("other", gpu=False, before=apart, PYTHONPATH=str(lies))
-            crew.wait(1)
-            how = config("average")
-            how = how.model_copy(update={"cluster": ClusterOptions(scheduler_file=file)})
-            with pytest.raises(ClusterError) as error:
-                ff.run(bids, out, how)
+        file.write_text(json.dumps({"address": crew.client.scheduler.address}))
+        crew.hire("other", gpu=False, before=apart, PYTHONPATH=older)
+        crew.wait(1)
+        how = config("average")
+        how = how.model_copy(update={"cluster": ClusterOptions(scheduler_file=file)})
+        with pytest.raises(ClusterError) as error:
+            ff.run(bids, out, how)
         assert "versions: fusionflow 0.0.1, here" in str(error.value)
         assert "is not seen" in str(error.value)
         assert not (out / "scans").exists()
@@ -256,17 +248,16 @@ def test_what_answers_nothing_is_given_up(protocol, files, tmp_path):
             pass
 
 
-def test_dask_has_its_own_patience_again_in_the_end(tmp_path):
+def test_dask_has_its_own_patience_again_in_the_end(crew):
     """A run is patient with a network that is gone for a while; what comes after it is not."""
     import dask
 
     setting = "distributed.comm.timeouts.tcp"
     before = dask.config.get(setting)
-    with crew_of_a_scheduler() as crew:
-        crew.hire("one", gpu=False)
-        crew.wait(1)
-        options = ClusterOptions(address=crew.client.scheduler.address, patience=100)
-        with clusters.connect(options) as client:
-            assert dask.config.get(setting) == "100.0s"
-            assert isinstance(client, distributed.Client)
+    crew.hire("one", gpu=False)
+    crew.wait(1)
+    options = ClusterOptions(address=crew.client.scheduler.address, patience=100)
+    with clusters.connect(options) as client:
+        assert dask.config.get(setting) == "100.0s"
+        assert isinstance(client, distributed.Client)
     assert dask.config.get(setting) == before

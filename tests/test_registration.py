@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,16 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from registrations import Pair, misalignment, phantom_pair, real, rotation, volume
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from fusionflow import registration, registration_itk
 from fusionflow.errors import ConfigurationError, ImageError
-from fusionflow.io.nifti import Orientation, Volume, read_volume
-from fusionflow.masks import head_mask
-from fusionflow.phantom import make_phantom
+from fusionflow.io.nifti import read_volume
 from fusionflow.registration import mean_displacement, moved, rigid
-from fusionflow.registration_itk import climb, resolutions
 from fusionflow.registration_quality import disagreement, implausible
 from fusionflow.resample import resample_to
 
@@ -31,47 +28,9 @@ SEEDS = range(int(os.environ.get("FUSIONFLOW_REGISTRATIONS", "3")))
 FEW = SEEDS[: max(1, len(SEEDS) // 5)]
 
 
-def volume(data, affine):
-    orientation = Orientation(data.shape, affine, nib.aff2axcodes(affine))
-    return Volume(np.asfortranarray(data, dtype=np.float32), affine, orientation, "")
-
-
-def rotation(angles, centre=(0, 0, 0), shift=(0, 0, 0)):
-    """Return a matrix that turns by a rotation vector (degrees) about a centre, then shifts."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_rotvec(angles, degrees=True).as_matrix()
-    matrix[:3, 3] = np.array(centre) + shift - matrix[:3, :3] @ centre
-    return matrix
-
-
-def misalignment(seed, centre, most_mm=15, most_deg=12):
-    """Return a rigid matrix: lengths evenly drawn up to the most, in any direction."""
-    rng = np.random.default_rng(seed)
-    shift, axis = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
-    return rotation(rng.uniform(0, most_deg) * axis, centre, rng.uniform(0, most_mm) * shift)
-
-
-def centre_of(mri, mask):
-    return nib.affines.apply_affine(mri.affine, ndimage.center_of_mass(mask.T))
-
-
-class Pair:
-    """An MRI and a PET that lie where they should."""
-
-    def __init__(self, mri, pet):
-        self.mri, self.pet = mri, pet
-        self.mask = head_mask(mri.data.T)
-        self.centre = centre_of(mri, self.mask)
-
-    def error(self, found, away):
-        """Return the mean over the head of how far off the PET is, in mm."""
-        return mean_displacement(found.matrix, np.linalg.inv(away), self.mask, self.mri.affine)
-
-
 @pytest.fixture(scope="module")
 def phantom():
-    made = make_phantom(3, shape=(70, 85, 70))
-    return Pair(volume(made.t1w, made.t1w_affine), volume(made.pet, made.pet_affine))
+    return phantom_pair()
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +39,6 @@ def brainweb(shared):
     mri, pet = (read_volume(shared / f"data/train/brainweb_{n}.nii.gz") for n in ("t1", "osem"))
     step = np.diag([2.0, 2, 2, 1])
     return Pair(volume(mri.data[::2, ::2, ::2], mri.affine @ step), pet)
-
-
-def real(shared, subject):
-    folder = shared / "data" / "bids" / f"sub-{subject}"
-    found = (next(folder.glob(f"{kind}/*.nii.gz")) for kind in ("anat", "pet"))
-    return Pair(*(read_volume(path) for path in found))
 
 
 class TestAccuracy:
@@ -265,108 +218,6 @@ class TestRefusal:
         flat = volume(np.full((20, 20, 20), value), np.diag([9.0, 9, 9, 1]))
         with pytest.raises(ImageError, match="The PET holds no contrast"):
             rigid(flat, phantom.mri, phantom.mask)
-
-
-class TestDisagreement:
-    def test_an_aligned_phantom_is_left(self, phantom):
-        images = phantom.pet.data, phantom.mri.data, phantom.mask
-        before = [image.copy() for image in images]
-        found = disagreement(phantom.pet, phantom.mri, phantom.mask)
-        for image, was in zip(images, before, strict=True):
-            np.testing.assert_array_equal(image, was)
-        assert found.verdict == "agrees"
-        assert found.registration.displacement_mm < 0.6
-        assert found.reason.startswith("by registration they are 0.")
-
-    @pytest.mark.shared
-    @pytest.mark.parametrize(
-        "subject", ["brainweb", "harvard", "spm", *(f"juspace0{n}" for n in range(1, 9))]
-    )
-    def test_real_pairs_that_are_aligned_are_left(self, shared, subject):
-        pair = real(shared, subject)
-        assert disagreement(pair.pet, pair.mri, pair.mask).verdict == "agrees"
-
-    @pytest.mark.parametrize(
-        ("axis", "shift", "turn"), [(0, 4.3, 0), (2, -4.3, 0), (0, 0, 4.3), (1, 0, -4.3)]
-    )
-    def test_more_than_four_millimetres_or_degrees_are_not(self, phantom, axis, shift, turn):
-        along = np.eye(3)[axis]
-        away = rotation(turn * along, phantom.centre, shift * along)
-        found = disagreement(moved(phantom.pet, away), phantom.mri, phantom.mask)
-        assert found.verdict == "disagrees"
-        assert phantom.error(found.registration, away) < 0.5
-
-    def test_two_are(self, phantom):
-        away = rotation((0, 2, 0), phantom.centre, (0, 0, 2))
-        found = disagreement(moved(phantom.pet, away), phantom.mri, phantom.mask)
-        assert found.verdict == "agrees"
-
-    @pytest.mark.shared
-    @pytest.mark.parametrize("subject", ["spm", "harvard", "juspace02"])
-    def test_real_pairs_that_are_off_are_not_left(self, shared, subject):
-        pair = real(shared, subject)
-        away = rotation((5, -6, 4), pair.centre, (8, 6, -7))
-        found = disagreement(moved(pair.pet, away), pair.mri, pair.mask)
-        assert found.verdict == "disagrees"
-        assert pair.error(found.registration, away) < 4
-
-    def test_noise_does_not_move_anything(self, phantom):
-        noise = np.random.default_rng(0).random(phantom.pet.data.shape)
-        found = disagreement(volume(noise, phantom.pet.affine), phantom.mri, phantom.mask)
-        assert found.verdict != "disagrees"
-
-    def test_a_pet_that_is_no_head_does_not_move(self, phantom):
-        data = np.random.default_rng(0).random((3, 3, 3))
-        found = disagreement(volume(data, np.eye(4)), phantom.mri, phantom.mask)
-        assert found.verdict == "implausible"
-
-    def test_where_itk_gives_up_it_says_why_in_the_same_words_each_time(self):
-        noise = np.random.default_rng(0).random((12, 12, 12), dtype=np.float32)
-        affine = np.diag([2.0, 2, 2, 1])
-        images = resolutions(affine, noise, affine, noise, np.ones(noise.shape, bool))
-        start = rotation((0, 0, 0), shift=(500, 0, 0))
-        found, levels, settled = climb(images, start, np.full(3, 11.0))
-        assert not settled
-        np.testing.assert_array_equal(found, start)
-        # ITK adds the address of an object, which differs from run to run.
-        assert levels[-1].stop == "failed: All samples map outside moving image buffer"
-
-    def test_half_a_head_is_not_enough(self, phantom):
-        part = phantom.pet.data[:, :, :28]
-        away = rotation((0, 0, 6), phantom.centre, (8, 0, 0))
-        pet = moved(volume(part, phantom.pet.affine), away)
-        found = disagreement(pet, phantom.mri, phantom.mask)
-        assert found.verdict == "implausible"
-        assert "of the head in the PET" in found.reason
-
-
-class TestImplausible:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def good(cls, phantom):
-        return rigid(phantom.pet, phantom.mri, phantom.mask)
-
-    def test_a_good_one_is_not(self, good):
-        assert implausible(good) is None
-
-    @pytest.mark.parametrize(
-        ("change", "because"),
-        [
-            ({"settled": False}, "did not settle"),
-            ({"from_start_mm": 41.0}, "moves the head by 41 mm, more than 40 mm"),
-            ({"rotation_deg": 31.0}, "turns the head by 31 degrees, more than 30"),
-            ({"overlap": 0.59}, "leaves 59% of the head in the PET, less than 60%"),
-            ({"metric_after": 0.04, "metric_before": 0.0}, r"share 0\.040 nats"),
-            ({"metric_after": 0.5, "metric_before": 0.6}, r"less than before \(0\.500, 0\.600\)"),
-            ({"restart_mm": 5.1}, r"from another start it ends 5\.1 mm away"),
-        ],
-    )
-    def test_each_rule(self, good, change, because):
-        assert re.search(because, implausible(replace(good, **change)))
-
-    def test_a_header_that_missed_the_head_is_not_held_against_it(self, good):
-        found = replace(good, start="centres", metric_before=0.9, displacement_mm=800.0)
-        assert implausible(found) is None
 
 
 class TestMoved:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import distributed
 import pytest
-from crew import crew_of_a_scheduler
 from dask.utils import key_split
 from distributed.utils import key_split_group
 from runs import LABELS, config, small_cohort
@@ -34,13 +33,6 @@ STAGES = {"preflight", "conform", "decompose", "fuse", "reconstruct", "commit"}
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory):
     return small_cohort(tmp_path_factory.mktemp("cohort") / "bids")
-
-
-@pytest.fixture
-def crew():
-    """A scheduler whose client, `crew.client`, is somebody else's."""
-    with crew_of_a_scheduler() as crew:
-        yield crew
 
 
 def on(crew, method="average", **options):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import distributed
 import pytest
-from crew import crew_of_a_scheduler
 from dask.utils import key_split
 from networks import random_state
 from runs import config, small_cohort
@@ -19,13 +18,6 @@ from fusionflow.warm import KeepNetwork, kept_network
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory):
     return small_cohort(tmp_path_factory.mktemp("cohort") / "bids")
-
-
-@pytest.fixture
-def crew():
-    """Workers of their own: what a process has read before is read."""
-    with crew_of_a_scheduler() as crew:
-        yield crew
 
 
 def loads(client):
