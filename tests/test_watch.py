@@ -291,7 +291,7 @@ class TestLoop:
                     stop.set()
 
             monkeypatch.setattr(runner, "run", run)
-            watch("bids", "out", stop=stop, on_look=tell, **{"every": 0.01, **options})
+            watch("bids", "out", stop=stop.is_set, on_look=tell, **{"every": 0.01, **options})
             return seen
 
         return look
@@ -328,6 +328,4 @@ class TestLoop:
             looks(RunReport(), ZeroDivisionError())
 
     def test_ends_before_the_first_look_if_it_is_told_to(self):
-        stop = threading.Event()
-        stop.set()
-        watch("bids", "out", stop=stop)
+        watch("bids", "out", stop=lambda: True)
