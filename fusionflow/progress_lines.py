@@ -64,13 +64,9 @@ def lines_of(event: Event, method: Method) -> Iterator[str]:
         case Failed(failure):
             yield f"[red]failed[/] {escape(failure.label)}  {escape(failure.reason)}"
         case Stopping(in_flight):
-            scans = f"{in_flight} scan{'s' * (in_flight != 1)}"
-            are = "is" if in_flight == 1 else "are"
-            yield (
-                f"[bold yellow]Finishing {scans} that {are} in flight; Ctrl-C again stops at once[/]"
-                if in_flight
-                else "[bold yellow]Nothing is in flight; ending[/]"
-            )
+            scans = "1 scan that is" if in_flight == 1 else f"{in_flight} scans that are"
+            what = f"Finishing {scans} in flight; Ctrl-C again stops at once"
+            yield f"[bold yellow]{what if in_flight else 'Nothing is in flight; ending'}[/]"
 
 
 def _plan(event: Planned, method: Method) -> Iterator[str]:
