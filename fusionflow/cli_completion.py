@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Where a context keeps the option whose list of labels goes on: ``--participant-label 01 02``.
 OPEN_LIST = "fusionflow.open_list"
+#: And the first folder, for where a line breaks off click knows no arguments.
+SOURCE = "fusionflow.source"
 
 #: Bytes of a manifest that are looked through, and subjects whose sessions are.
 _LOOK_THROUGH = 1 << 20
@@ -81,18 +83,21 @@ def _offered(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
 
 def _labels(ctx: click.Context, name: str, incomplete: str) -> list[CompletionItem]:
     """Offer what the input has, and the line does not name yet; nothing if it cannot be read."""
-    source, taken = ctx.params.get("bids_dir"), ctx.params.get(name) or ()
+    source = ctx.meta.get(SOURCE)
     if source is None:
         return []
     try:
-        subjects = _subjects_of(Path(source))
-        found = subjects if name == "participant_label" else _sessions_of(Path(source), subjects)
+        found = _subjects_of(Path(source))
+        if name == "session_label":
+            found = _sessions_of(Path(source), found)
     except (OSError, ValueError):
         return []
-    prefix = "sub-" if name == "participant_label" else "ses-"
-    if not incomplete.startswith(prefix):
-        found = {label.removeprefix(prefix) for label in found}
-    return _offered(sorted(found - set(taken)), incomplete)
+    prefix = "ses-" if name == "session_label" else "sub-"
+    labels = {label.removeprefix(prefix) for label in found}
+    labels -= {label.removeprefix(prefix) for label in ctx.params.get(name) or ()}
+    if incomplete and (incomplete.startswith(prefix) or prefix.startswith(incomplete)):
+        labels |= {prefix + label for label in labels}
+    return _offered(sorted(labels), incomplete)
 
 
 def _subjects_of(source: Path) -> set[str]:

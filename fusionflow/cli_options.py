@@ -14,6 +14,7 @@ from fusionflow.cli_completion import (
     CLUSTER,
     METHOD,
     OPEN_LIST,
+    SOURCE,
     complete_labels,
     complete_level,
     further_labels,
@@ -98,6 +99,7 @@ class BidsAppCommand(click.Command):
             elif option in self._LISTS and folders <= 0 and arg not in words:
                 spread.append(option)
             else:
+                ctx.meta.setdefault(SOURCE, arg)
                 option, folders = "", folders - 1
             spread.append(arg)
         ctx.meta[OPEN_LIST] = option if option in self._LISTS and not values else None

@@ -106,8 +106,10 @@ class Tally:
         """Slices a second over the last minutes; None before a scan is through."""
         if len(self._landed) < 2:
             return None
-        seconds = self.clock() - self._landed[0][0]
-        slices = sum(slices for _, slices in list(self._landed)[1:])
+        landed = list(self._landed)
+        until = self.clock() if self._aloft else landed[-1][0]
+        seconds = until - landed[0][0]
+        slices = sum(slices for _, slices in landed[1:])
         return slices / seconds if seconds > 0 else None
 
     @property
@@ -125,4 +127,4 @@ class Tally:
         begun = len(self._slices_of_begun)
         share = begun / (begun + self.untouched)
         slices += unseen * share * sum(self._slices_of_begun.values()) / begun
-        return slices / rate
+        return slices / rate if slices else None

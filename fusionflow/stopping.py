@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Seconds within which a second SIGINT is the first one's echo: launchers hand on what the
 #: terminal has sent to the whole group already.
-_ECHO = 0.2
+ECHO = 0.2
 #: Seconds that a run has for tidying up before another signal cuts that off, too.
 _TIDYING = 10.0
 
@@ -68,7 +68,7 @@ class Interrupts:
         now = time.monotonic()
         if self._in_flight and not self():
             self._asked = now
-        elif now - self._asked > _ECHO:
+        elif now - self._asked > ECHO:
             self._at_once(number, frame)
 
     def _at_once(self, number: int, frame: FrameType | None) -> None:

@@ -1,14 +1,27 @@
 """A run that is asked to end: what is in flight is finished, and nothing more begins."""
 
 import json
+import signal
+import threading
 
 import pytest
+from interrupting import interrupt_twice
 from runs import LABELS, config, leftovers
 
 import fusionflow as ff
-from fusionflow.events import EXIT_INTERRUPTED, Begun, Fused, Stopping
+from fusionflow.events import (
+    EXIT_INTERRUPTED,
+    Again,
+    Begun,
+    Failed,
+    Fused,
+    PutOff,
+    Stopping,
+)
 from fusionflow.history import read_runs
 from fusionflow.ledger import OutputPaths, read_attempt
+from fusionflow.records import Attempt
+from fusionflow.stopping import Interrupts
 
 
 def one_at_a_time():
@@ -83,3 +96,75 @@ def test_one_that_is_asked_before_it_begins_starts_no_cluster(phantom_bids, tmp_
     assert report.state == "interrupted"
     assert not report.fused
     assert [type(event).__name__ for event in events] == ["Planned", "Stopping"]
+
+
+class TestSignals:
+    """What they ask for, sent to this process."""
+
+    @pytest.fixture
+    def interrupts(self):
+        interrupts = Interrupts()
+        with interrupts.listening():
+            yield interrupts
+
+    def test_one_lets_what_is_in_flight_be_finished(self, interrupts):
+        interrupts.see(Begun("sub-01", 40))
+        assert not interrupts()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts()
+
+    def test_a_second_one_stops_at_once(self, interrupts):
+        interrupts.see(Begun("sub-01", 40))
+        with pytest.raises(KeyboardInterrupt):
+            interrupt_twice(signal.raise_signal, lambda: True)
+
+    def test_an_echo_of_the_first_is_none(self, interrupts):
+        interrupts.see(Begun("sub-01", 40))
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts()
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            Failed(Attempt("sub-01", "failed", "why", "Kind")),
+            Again("sub-01", "why", alone=False),
+            PutOff("sub-01", "why"),
+        ],
+    )
+    def test_one_while_nothing_is_in_flight_stops_at_once(self, interrupts, end):
+        interrupts.see(Begun("sub-01", 40))
+        interrupts.see(end)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    def test_sigterm_stops_at_once_whatever_is_in_flight(self, interrupts):
+        interrupts.see(Begun("sub-01", 40))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+    def test_one_more_does_not_cut_off_the_tidying_up(self, interrupts):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+
+    def test_are_handled_as_before_afterwards(self):
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        with Interrupts().listening():
+            assert signal.getsignal(signal.SIGINT) is not before[0]
+        after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        assert after == before
+
+    def test_are_left_alone_by_other_threads(self):
+        before = signal.getsignal(signal.SIGINT)
+        seen = []
+
+        def listen():
+            with Interrupts().listening():
+                seen.append(signal.getsignal(signal.SIGINT))
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        thread.join()
+        assert seen == [before]
