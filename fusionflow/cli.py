@@ -116,9 +116,8 @@ def _exit_code(error: FusionflowError) -> int:
 )
 @click.version_option(__version__, prog_name="fusionflow")
 def main() -> None:
-    r"""Fuse PET and MRI of whole cohorts on Dask clusters. For research use.
+    """Fuse PET and MRI of whole cohorts on Dask clusters. For research use.
 
-    \b
     Exit codes: 0 done, 1 a bug, 2 wrong usage, 3 some scans failed or are in quarantine, 4 it could
     not run or go on, 5 another run writes the output, 130 interrupted.
     """

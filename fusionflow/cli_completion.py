@@ -126,17 +126,22 @@ def _folders(folder: Path, prefix: str) -> set[str]:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    r"""Print what makes SHELL complete commands, options, methods, labels and files.
+    """Print what makes SHELL complete commands, options, methods, labels and files.
 
     \b
-    bash   fusionflow completion bash > ~/.local/share/bash-completion/completions/fusionflow
-           (needs the package bash-completion; else write it anywhere and source it in ~/.bashrc)
-    zsh    fusionflow completion zsh > ~/.zfunc/_fusionflow
-           (with `fpath+=~/.zfunc; autoload -Uz compinit && compinit` in ~/.zshrc)
-    fish   fusionflow completion fish > ~/.config/fish/completions/fusionflow.fish
+    Bash, with the package bash-completion (or source it in ~/.bashrc):
+      fusionflow completion bash > ~/.local/share/bash-completion/completions/fusionflow
 
-    It takes effect in the next shell.
-    """
+    \b
+    zsh, with `fpath+=~/.zfunc; autoload -Uz compinit; compinit` in ~/.zshrc:
+      fusionflow completion zsh > ~/.zfunc/_fusionflow
+
+    \b
+    fish:
+      fusionflow completion fish > ~/.config/fish/completions/fusionflow.fish
+
+    Make the folder first if it is not there. It takes effect in the next shell.
+    """  # noqa: D301
     complete = get_completion_class(shell)
     if complete is None:
         raise AssertionError(shell)

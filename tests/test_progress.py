@@ -9,6 +9,7 @@ import struct
 import termios
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -111,11 +112,11 @@ class TestTally:
     def test_time_left_is_that_of_the_slices_left(self, tally, record, clock):
         """Two of 100 in flight are half done; 96 have as many slices as the four that began."""
         for number in range(2):
-            tally.see(Begun(record.label, 41))
+            tally.see(Begun(f"sub-9{number}", 41))
             clock.now = 10 * (number + 1)
-            tally.see(Fused(record, "new"))
-        tally.see(Begun("sub-98", 200))
-        tally.see(Begun("sub-99", 118))
+            tally.see(Fused(replace(record, label=f"sub-9{number}"), "new"))
+        tally.see(Begun("sub-01", 200))
+        tally.see(Begun("sub-02", 118))
         left = (200 + 118) / 2 + 96 * (41 + 41 + 200 + 118) / 4
         assert tally.seconds_left == pytest.approx(left / (82 / 20))
 
@@ -123,18 +124,18 @@ class TestTally:
         for number in range(38):
             tally.see(Unchanged(f"sub-{number}"))
         for number in range(2):
-            tally.see(Begun(record.label, 41))
+            tally.see(Begun(f"sub-9{number}", 41))
             clock.now = 10 * (number + 1)
-            tally.see(Fused(record, "new"))
+            tally.see(Fused(replace(record, label=f"sub-9{number}"), "new"))
         due = 60 * 2 / 40
         assert tally.seconds_left == pytest.approx(due * 41 / 4.1)
 
     def test_once_it_is_to_end_only_what_is_in_flight_is_left(self, tally, record, clock):
         for number in range(2):
-            tally.see(Begun(record.label, 41))
+            tally.see(Begun(f"sub-9{number}", 41))
             clock.now = 10 * (number + 1)
-            tally.see(Fused(record, "new"))
-        tally.see(Begun("sub-99", 82))
+            tally.see(Fused(replace(record, label=f"sub-9{number}"), "new"))
+        tally.see(Begun("sub-01", 82))
         tally.see(Stopping(1))
         assert tally.seconds_left == pytest.approx(10)
 
@@ -199,7 +200,8 @@ def shown(columns, *events, **environment):
         patch.setenv("TERM", "xterm-256color")
         for name, value in environment.items():
             patch.setenv(name, value)
-        console = Console(file=terminal.stream, highlight=False, soft_wrap=True)
+        # Of itself rich asks the terminal of this process for its width.
+        console = Console(file=terminal.stream, width=columns, highlight=False, soft_wrap=True)
         with Display(METHOD, console) as display:
             for event in events:
                 display.show(event)
