@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from fusionflow import (
     __version__,
+    cli_completion,
     cli_dicom,
     cli_ledger,
     cli_plan,
@@ -27,20 +29,29 @@ from fusionflow import (
 from fusionflow.cli_options import (
     EXISTING,
     FOLDER,
+    JSON_LOGS,
+    LEVEL,
     VERBOSE,
     BidsAppCommand,
-    Duration,
+    again_options,
     configured,
-    interrupt,
     labels,
     log,
     run_options,
 )
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError, StoreError
+from fusionflow.logs import EXIT_INTERRUPTED, complain
+from fusionflow.stopping import Interrupts, interrupt
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fusionflow.config import RunConfig
-    from fusionflow.events import RunReport
+    from fusionflow.events import Event, RunReport
+
+#: Not in `fusionflow.events`, which takes time to import.
+EXIT_BUG = 1
+EXIT_NOTHING_RAN = cli_tools.EXIT_NOTHING_RAN
 
 
 class _Commands(click.Group):
@@ -51,20 +62,47 @@ class _Commands(click.Group):
         with contextlib.suppress(ValueError):  # only the main thread can
             for number in (signal.SIGTERM, signal.SIGINT):  # schedulers send the first
                 signal.signal(number, interrupt)
+        ctx.color = _colour(os.environ)
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click deals with them
         except FusionflowError as error:
-            if logging.getLogger("fusionflow").isEnabledFor(logging.DEBUG):
-                logging.getLogger("fusionflow").debug("traceback", exc_info=error)
-            click.secho(f"Error: {error}", fg="red", err=True)
-            ctx.exit(_exit_code(error))
+            logging.getLogger("fusionflow").debug("traceback", exc_info=error)
+            _complain(ctx, str(error), _exit_code(error))
+        except OSError as error:  # of the machine, mostly; where a scan is concerned it is known
+            logging.getLogger("fusionflow").info("traceback", exc_info=error)
+            where = f"{error.filename}: " if error.filename else ""
+            _complain(ctx, f"{where}{error.strerror or error}", EXIT_NOTHING_RAN)
+        except Exception as error:
+            from fusionflow.bug import report_bug
+
+            logging.getLogger("fusionflow").info("traceback", exc_info=error)
+            _complain(ctx, report_bug(error), EXIT_BUG)
         except KeyboardInterrupt:  # or SIGTERM
-            click.secho("Interrupted: what was published stays, the rest was undone.", err=True)
-            ctx.exit(130)
+            _complain(
+                ctx, "Interrupted: what was published stays, the rest was undone.", EXIT_INTERRUPTED
+            )
+
+
+def _complain(ctx: click.Context, message: str, code: int) -> NoReturn:
+    """Say why a command ends, and end it."""
+    complain(message, code)
+    ctx.exit(code)
+
+
+def _colour(environment: Mapping[str, str]) -> bool | None:
+    """Whether there are colours; None where the stream decides. rich decides the same for itself.
+
+    See https://no-color.org and https://force-color.org.
+    """
+    if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
+        return False
+    return True if environment.get("FORCE_COLOR") else None
 
 
 def _exit_code(error: FusionflowError) -> int:
-    from fusionflow.events import EXIT_LOCKED, EXIT_NOTHING_RAN, EXIT_USAGE
+    from fusionflow.events import EXIT_LOCKED, EXIT_USAGE
 
     if isinstance(error, LockedError):
         return EXIT_LOCKED
@@ -78,11 +116,10 @@ def _exit_code(error: FusionflowError) -> int:
 )
 @click.version_option(__version__, prog_name="fusionflow")
 def main() -> None:
-    r"""Fuse PET and MRI of whole cohorts on Dask clusters. For research use.
+    """Fuse PET and MRI of whole cohorts on Dask clusters. For research use.
 
-    \b
-    Exit codes: 0 done, 2 wrong usage, 3 some scans failed or are in quarantine, 4 it could not run
-    or go on, 5 another run writes the output.
+    Exit codes: 0 done, 1 a bug, 2 wrong usage, 3 some scans failed or are in quarantine, 4 it could
+    not run or go on, 5 another run writes the output, 130 interrupted.
     """
 
 
@@ -90,7 +127,7 @@ def main() -> None:
 @click.version_option(__version__, prog_name="fusionflow")
 @click.argument("bids_dir", type=EXISTING)
 @click.argument("out_dir", type=FOLDER)
-@click.argument("level", type=click.Choice(["participant", "group"]), required=False)
+@LEVEL
 @run_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done and why; do nothing.")
 @click.option(
@@ -100,14 +137,8 @@ def main() -> None:
     help="Look whether the cluster can do it (versions, GPUs, weights, files, memory), no more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: of a dry run, or the summary.")
-@click.option("--retry-failed", is_flag=True, help="Try scans in quarantine again, too.")
-@click.option("--force", is_flag=True, help="Make every scan again.")
-@click.option(
-    "--settle",
-    type=Duration(),
-    default="0",
-    help="Leave out scans whose files changed less than this time ago: they may be on their way.",
-)
+@JSON_LOGS
+@again_options
 @click.option(
     "--list-methods",
     is_flag=True,
@@ -126,6 +157,7 @@ def run(
     dry_run: bool,
     only_check: bool,
     as_json: bool,
+    json_logs: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Fuse the scans of BIDS_DIR into OUT_DIR, and summarise the cohort.
@@ -136,8 +168,11 @@ def run(
     and so are scans that failed for a reason of their own, until something changes. LEVEL
     `participant` only fuses, `group` only summarises; without it both are done. OUT_DIR's
     logs/last_run.json says in JSON what a run did.
+
+    Ctrl-C once: what is in flight is finished and published, nothing more begins. Twice: it stops
+    at once, and what is in flight is undone, as on SIGTERM. Run it again to go on.
     """
-    log(verbose)
+    log(verbose, as_json=json_logs)
     config = configured(options)
     selection = {
         "participant_labels": labels(participant_label),
@@ -194,22 +229,30 @@ def _list_methods(ctx: click.Context, *, shown: bool) -> None:
 
 
 def _run(bids_dir: Path, out_dir: Path, config: RunConfig, **selection: Any) -> RunReport:  # noqa: ANN401
-    """Run with live progress."""
+    """Run with live progress, listening to signals."""
     from fusionflow import runner
-    from fusionflow.progress import Display
+    from fusionflow.progress import display
 
-    with Display(config.method) as display:
-        return runner.run(bids_dir, out_dir, config, on_event=display.show, **selection)
+    interrupts = Interrupts()
+
+    def show(event: Event) -> None:
+        interrupts.see(event)
+        shown.show(event)
+
+    with interrupts.listening(), display(config.method) as shown:
+        report = runner.run(bids_dir, out_dir, config, on_event=show, stop=interrupts, **selection)
+        shown.end(report)
+    return report
 
 
 def _check(bids_dir: Path, out_dir: Path, config: RunConfig, selection: dict[str, Any]) -> None:
     """Show whether the cluster can do a run; leave with an error if it cannot."""
     from fusionflow import runner
-    from fusionflow.progress import Display
+    from fusionflow.progress import display
 
     del selection["settle"]
     checked = runner.check(bids_dir, out_dir, config, **selection)
-    Display(config.method, bar=False).show(checked)
+    display(config.method, bar=False).show(checked)
     checked.raise_if_failed()
 
 
@@ -226,6 +269,8 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
     if counts["waiting"]:
         line += f", {counts['waiting']} left until their files settle"
     click.echo(line)
+    if report.state == "interrupted":
+        click.echo("Interrupted: what was in flight is finished. Run it again to go on")
     if report.removed:
         click.echo(
             f"{len(report.removed)} are no longer in the input and were kept "
@@ -292,5 +337,6 @@ for _command in (
     cli_tools.benchmark,
     cli_tools.weights,
     cli_train.train,
+    cli_completion.completion,
 ):
     main.add_command(_command)

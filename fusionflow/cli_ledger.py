@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +15,21 @@ from fusionflow.cli_options import (
     EXISTING,
     EXISTING_FOLDER,
     FOLDER,
+    JSON_LOGS,
     VERBOSE,
     BidsAppCommand,
     Duration,
     configured,
-    interrupt,
     labels,
     log,
     run_options,
 )
 from fusionflow.errors import ConfigurationError
+from fusionflow.stopping import Interrupts
 from fusionflow.untrusted import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import FrameType
 
     from fusionflow.events import Event
     from fusionflow.index import Index
@@ -295,6 +293,7 @@ def prune(out_dir: Path, removed: bool, source: Path | None, dry_run: bool, verb
     show_default=True,
     help="How long a scan's files must have been left alone.",
 )
+@JSON_LOGS
 @run_options
 def watch(
     bids_dir: Path,
@@ -304,25 +303,29 @@ def watch(
     participant_label: tuple[str, ...],
     session_label: tuple[str, ...],
     verbose: int,
+    json_logs: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Fuse what is new or changed in BIDS_DIR, look again, and so on until it is told to end.
 
-    Ends cleanly, with exit code 0, on SIGTERM or Ctrl-C: what is published stays, what is in
-    flight is undone.
+    Ends cleanly, with exit code 0: on Ctrl-C when what is in flight is finished; on a second one,
+    or on SIGTERM, at once, and what is in flight is undone.
     """
-    log(verbose)
+    log(verbose, as_json=json_logs)
     if every <= 0:
         raise ConfigurationError("--every is how long to wait between two looks, more than 0")
     config = configured(options)
     from fusionflow.events import Fused, Planned, Unchanged, Waiting
     from fusionflow.io.files import utc_now
-    from fusionflow.progress import Display
+    from fusionflow.logs import are_json
+    from fusionflow.progress import display
+    from fusionflow.progress_json import say as say_json
     from fusionflow.watch import Looked, watch
 
     told: dict[str, set[str]] = {}
 
     def show(event: Event) -> None:
+        interrupts.see(event)
         label, what = _topic(event)
         if isinstance(event, Fused):  # what was wrong with it before may come again
             told.pop(label, None)
@@ -331,35 +334,30 @@ def watch(
                 return
             told[label].add(what)
         if verbose or not isinstance(event, Unchanged | Planned | Waiting):
-            display.show(event)
+            shown.show(event)
 
     def say(looked: Looked) -> None:
+        if looked.report is not None:
+            shown.end(looked.report)
+        if are_json():
+            say_json("looked", trouble=looked.trouble, pause_seconds=looked.pause)
         counts = looked.report.counts if looked.report else {}
         what = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         click.echo(
             f"{utc_now()}  {looked.trouble or what or 'nothing there'}; "
-            f"next look in {looked.pause:g} s"
+            + ("ending" if interrupts() else f"next look in {looked.pause:g} s")
         )
 
-    stop = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if not stop.is_set():  # a second signal must not interrupt the cleaning up
-            stop.set()
-            interrupt(number, frame)
-
-    display = Display(config.method, bar=False)
+    interrupts, shown = Interrupts(), display(config.method, bar=False)
     click.echo(f"{utc_now()}  watching {bids_dir}, every {every:g} s")
-    with contextlib.suppress(KeyboardInterrupt):
-        with contextlib.suppress(ValueError):  # only the main thread can
-            signal.signal(signal.SIGTERM, end)
+    with contextlib.suppress(KeyboardInterrupt), interrupts.listening(), shown:
         watch(
             bids_dir,
             out_dir,
             config,
             every=every,
             settle=settle,
-            stop=stop,
+            stop=interrupts,
             on_event=show,
             on_look=say,
             participant_labels=labels(participant_label),

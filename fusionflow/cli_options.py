@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from fusionflow import cli_tools
+from fusionflow.cli_completion import (
+    CLUSTER,
+    METHOD,
+    OPEN_LIST,
+    SOURCE,
+    complete_labels,
+    complete_level,
+    further_labels,
+)
 from fusionflow.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,7 +29,23 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path, file_okay=False)
 EXISTING_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 EXISTING = click.Path(path_type=Path, exists=True)
-VERBOSE = click.option("-v", "--verbose", count=True, help="Say more; -vv for tracebacks.")
+VERBOSE = click.option(
+    "-v", "--verbose", count=True, help="Say more, with the traceback of a bug; -vv of any error."
+)
+LEVEL = click.argument(
+    "level",
+    type=click.Choice(["participant", "group"]),
+    required=False,
+    shell_complete=complete_level,
+)
+JSON_LOGS = click.option(
+    "--json-logs",
+    is_flag=True,
+    help="Say everything on the standard error stream as a JSON object a line, for machines: time, "
+    "level, event (planned, skipped, started, preflight, staffed, begun, fused, failed, again, "
+    "put_off, quarantined, unchanged, waiting, stopping, left_out, ended, looked, log, error), "
+    "label, and what else there is.",
+)
 
 
 class Duration(click.ParamType[float]):
@@ -77,17 +99,33 @@ class BidsAppCommand(click.Command):
             elif option in self._LISTS and folders <= 0 and arg not in words:
                 spread.append(option)
             else:
+                ctx.meta.setdefault(SOURCE, arg)
                 option, folders = "", folders - 1
             spread.append(arg)
+        ctx.meta[OPEN_LIST] = option if option in self._LISTS and not values else None
         return super().parse_args(ctx, spread)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer options, and further labels where a list of them may go on."""
+        return [*further_labels(ctx, incomplete), *super().shell_complete(ctx, incomplete)]
 
 
 _RUN_OPTIONS = (
     click.option(
-        "--participant-label", multiple=True, metavar="LABEL", help="Only these subjects."
+        "--participant-label",
+        multiple=True,
+        metavar="LABEL",
+        shell_complete=complete_labels,
+        help="Only these subjects.",
     ),
-    click.option("--session-label", multiple=True, metavar="LABEL", help="Only these sessions."),
-    click.option("--method", metavar="NAME", help="How to fuse; see --list-methods."),
+    click.option(
+        "--session-label",
+        multiple=True,
+        metavar="LABEL",
+        shell_complete=complete_labels,
+        help="Only these sessions.",
+    ),
+    click.option("--method", type=METHOD, metavar="NAME", help="How to fuse; see --list-methods."),
     click.option(
         "--weights",
         metavar="WHICH",
@@ -150,6 +188,7 @@ _RUN_OPTIONS = (
     cli_tools.OFFLINE,
     click.option(
         "--cluster",
+        type=CLUSTER,
         metavar="WHERE",
         help="Where the work runs: local (processes of this machine, the default), cuda (a worker "
         "for each of its GPUs), slurm, kubernetes; or a running Dask scheduler: tls://HOST:PORT, "
@@ -182,6 +221,19 @@ _RUN_OPTIONS = (
 )
 
 
+_AGAIN_OPTIONS = (
+    click.option("--retry-failed", is_flag=True, help="Try scans in quarantine again, too."),
+    click.option("--force", is_flag=True, help="Make every scan again."),
+    click.option(
+        "--settle",
+        type=Duration(),
+        default="0",
+        help="Leave out scans whose files changed less than this time ago: they may be on their "
+        "way.",
+    ),
+)
+
+
 def run_options(command: _Command) -> _Command:
     """Add the options of a run to a command."""
     for option in reversed(_RUN_OPTIONS):
@@ -189,30 +241,18 @@ def run_options(command: _Command) -> _Command:
     return command
 
 
-def log(verbose: int) -> None:
+def again_options(command: _Command) -> _Command:
+    """Add the options that say which scans a run makes again, or leaves for later."""
+    for option in reversed(_AGAIN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def log(verbose: int, *, as_json: bool = False) -> None:
     """Show more of what happens, on the standard error stream."""
-    logger = logging.getLogger("fusionflow")
-    if not logger.handlers:  # not the root logger's: Dask's own messages keep their levels
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
-    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    from fusionflow.logs import set_up
 
-
-def interrupt(_signal: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, as a handler of a signal.
-
-    Where Python tidies up an object what is raised is lost, and Dask has a lot to tidy up when a
-    scan is done: it is raised a moment later then.
-    """
-    while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename == weakref.__file__:
-            signal.signal(signal.SIGALRM, interrupt)
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            return
-        frame = frame.f_back
-    raise KeyboardInterrupt
+    set_up(verbose, as_json=as_json)
 
 
 def labels(value: tuple[str, ...]) -> list[str]:

@@ -10,8 +10,11 @@ from click.core import ParameterSource
 
 from fusionflow.cli_options import (
     FOLDER,
+    JSON_LOGS,
+    LEVEL,
     BidsAppCommand,
     Duration,
+    again_options,
     configured,
     log,
     run_options,
@@ -26,19 +29,18 @@ if TYPE_CHECKING:
 #: What a configuration cannot say: a submitted run has all the rest from a file of its own.
 _SELECTION = (
     "level", "participant_label", "session_label", "preflight", "retry_failed", "force", "settle",
-    "offline", "verbose",
+    "offline", "json_logs", "verbose",
 )  # fmt: skip
 
 
 @click.command(cls=BidsAppCommand)
 @click.argument("bids_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=FOLDER)
-@click.argument("level", type=click.Choice(["participant", "group"]), required=False)
+@LEVEL
 @run_options
 @click.option("--preflight", is_flag=True, help="The job only looks whether it could do it.")
-@click.option("--retry-failed", is_flag=True, help="Try scans in quarantine again, too.")
-@click.option("--force", is_flag=True, help="Make every scan again.")
-@click.option("--settle", type=Duration(), help="Leave out scans whose files changed just now.")
+@again_options
+@JSON_LOGS
 @click.option(
     "--print", "only_print", is_flag=True, help="Print what would be submitted, and do nothing."
 )

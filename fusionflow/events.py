@@ -53,6 +53,40 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Staffed:
+    """What works for the run at this moment, told every now and then.
+
+    Attributes
+    ----------
+    workers : int
+        How many there are.
+    memory : int
+        Bytes that they use together.
+    limit : int or None
+        Bytes that they may use together; None if one of them has no limit.
+    """
+
+    workers: int
+    memory: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A scan of so many slices was sent to the cluster: it is in flight."""
+
+    label: str
+    slices: int
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Somebody asked the run to end: so many scans are in flight, and no further one begins."""
+
+    in_flight: int
+
+
+@dataclass(frozen=True)
 class Unchanged:
     """A scan was made from these inputs with this method before."""
 
@@ -92,6 +126,14 @@ class Again:
 
 
 @dataclass(frozen=True)
+class PutOff:
+    """A scan failed in a way that may pass while the run was ending; the next run tries again."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """A scan could not be fused; the others go on."""
 
@@ -110,11 +152,15 @@ Event: TypeAlias = (
     Planned
     | Started
     | Preflight
+    | Staffed
+    | Begun
+    | Stopping
     | Unchanged
     | Waiting
     | Quarantined
     | Fused
     | Again
+    | PutOff
     | Failed
     | LeftOut
 )
@@ -177,7 +223,9 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if all is done, 3 if some scans failed or are in quarantine."""
+        """0 if all is done, 3 if some scans failed or are in quarantine, 130 if it was stopped."""
+        if self.state == "interrupted":
+            return EXIT_INTERRUPTED
         return EXIT_QUARANTINED if self.failed or self.quarantined else EXIT_DONE
 
     def to_json(self) -> dict[str, Any]:

@@ -67,6 +67,18 @@ class Ground(Protocol):
     def give_up(self, job: Job, trouble: Trouble) -> None:
         """Write down why a scan is not fused."""
 
+    def sent(self, job: Job) -> None:
+        """Take notice of a scan that is in flight now."""
+
+    def staffed(self, workers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take notice of who works, every now and then."""
+
+    def is_stopping(self) -> bool:
+        """Whether no further scan is to begin; asked about every second."""
+
+    def put_off(self, job: Job, trouble: Trouble) -> None:
+        """Leave a scan that would be tried again to the next run."""
+
     def look_after(self) -> None:
         """See to what is not a scan's, about every second; what it raises stops the flight."""
 
@@ -109,7 +121,7 @@ class Flight:
         self._wanted, self.patience = options.window, options.patience
         self.time_limit = options.time_limit
         self.window = self.bytes = 0.0
-        self._look_for_room(workers_of(client))
+        self._look_at(workers_of(client))
         self._aloft: dict[distributed.Future, _Aloft] = {}
         self._landed: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
         self._again: deque[Job] = deque()
@@ -151,8 +163,8 @@ class Flight:
                 yield job
 
     def _fill(self, jobs: Iterator[Job]) -> bool:
-        """Send scans up while there is room; False if none is left at all."""
-        while len(self._aloft) < self.window:
+        """Send scans up while there is room; False if none is left at all, or to be begun."""
+        while not self.ground.is_stopping() and len(self._aloft) < self.window:
             job = self._next.pop() if self._next else None
             job = job or (self._again.popleft() if self._again else next(jobs, None))
             if job is None:
@@ -161,8 +173,8 @@ class Flight:
                 self._next.append(job)  # until others have landed
                 break
             self._send(job)
-        while not self._aloft and self._alone:  # one that cannot be sent is dealt with at once
-            self._send(self._alone.popleft())
+        while not (self._aloft or self.ground.is_stopping()) and self._alone:
+            self._send(self._alone.popleft())  # one that cannot be sent is dealt with at once
         return bool(self._aloft)
 
     def _send(self, job: Job) -> None:
@@ -179,6 +191,7 @@ class Flight:
             return
         self._aloft[future] = _Aloft(job, self._next_look())
         future.add_done_callback(self._landed.put)
+        self.ground.sent(job)
 
     def _next_look(self) -> float:
         """Return when to look after what is sent or seen now."""
@@ -232,6 +245,9 @@ class Flight:
         verdict, label = trouble.verdict, job.scan.label
         once_more = verdict in (Verdict.AGAIN, Verdict.ALONE) and label not in self._tried
         if once_more or verdict is Verdict.RESEND:
+            if self.ground.is_stopping():
+                self.ground.put_off(job, trouble)
+                return
             if once_more:
                 self._tried.add(label)
             alone = verdict is Verdict.ALONE
@@ -315,7 +331,7 @@ class Flight:
         workers = workers_of(self.client)
         if any(gpus_of(worker) or not self.needs_gpu for worker in workers.values()):
             self._workers_seen = now
-            self._look_for_room(workers)
+            self._look_at(workers)
         elif now - self._workers_seen > self.patience:
             what = "worker that advertises a GPU" if self.needs_gpu else "worker"
             raise ClusterError(
@@ -346,6 +362,11 @@ class Flight:
     def _held(self) -> float:
         """Bytes that the scans in flight may need."""
         return sum(bytes_in_flight(item.job) for item in self._aloft.values())
+
+    def _look_at(self, workers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tell who works, and make use of the room that they give."""
+        self.ground.staffed(workers)
+        self._look_for_room(workers)
 
     def _look_for_room(self, workers: Mapping[str, Mapping[str, Any]]) -> None:
         """Set how many scans to have in flight, and how large they may be together.

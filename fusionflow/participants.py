@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import distributed
 
@@ -16,13 +17,17 @@ from fusionflow.config import RunConfig
 from fusionflow.errors import StoreError
 from fusionflow.events import (
     Again,
+    Begun,
     Event,
     Failed,
     Fused,
     Planned,
+    PutOff,
     Quarantined,
     RunReport,
+    Staffed,
     Started,
+    Stopping,
     Unchanged,
     Waiting,
 )
@@ -93,10 +98,14 @@ class ParticipantLevel:
         self.recipe, self.lock, self.log = plan.recipe, lock, log
         self.tell, self.report = tell, report
         self.again = False, False
+        self.stop: Callable[[], bool] = lambda: False
+        #: Whether somebody asked it to end.
+        self.stopped = False
         self._unwritten = 0
         self._forgot = False
         #: Attempts that came to no end yet.
         self._begun: dict[str, Attempt] = {}
+        self._in_flight: set[str] = set()
         self._index_due = time.monotonic() + _INDEX_INTERVAL
 
     def go(self, client: distributed.Client | None, settle: float) -> None:
@@ -145,12 +154,14 @@ class ParticipantLevel:
                     clusters.connect(options, torch_threads=threads)
                 )
                 self.tell(Started(client.dashboard_link))
+                if self.is_stopping():
+                    return
                 self._check(client, tenancy, first)
                 stack.enter_context(kept_network(client, self.recipe, tenancy.run))
                 flight = Flight(client, tenancy, self, options, self.recipe)
                 flight.fly(self._jobs(first, rest))
         finally:  # now that the workers are gone, for they wrote until then
-            if self._begun:  # interrupted
+            if self._begun:  # interrupted, or planned and then not sent
                 for attempt in list(self._begun.values()):
                     self._undo(attempt)
                 write_index(self.paths, self.report.removed)
@@ -175,6 +186,8 @@ class ParticipantLevel:
         plan, (retry, force) = self.plan, self.again
         scans = plan.found.scans
         for standing in survey(self.paths, plan.source, scans, plan.request, settle=settle):
+            if self.is_stopping():
+                return
             item = asked_again(standing, retry_failed=retry, force=force)
             if item.state == "done":
                 if item.attempt is not None:  # at something else
@@ -238,6 +251,29 @@ class ParticipantLevel:
             ) from error
         return job
 
+    def is_stopping(self) -> bool:
+        """Whether somebody asked the run to end; tells of it once."""
+        if not self.stopped and self.stop():
+            self.stopped = True
+            self.tell(Stopping(len(self._in_flight)))
+        return self.stopped
+
+    def put_off(self, job: Job, trouble: Trouble) -> None:
+        """Leave a scan in trouble to the next run; what it began is undone when the run ends."""
+        self._in_flight.discard(job.scan.label)
+        self.tell(PutOff(job.scan.label, trouble.reason))
+
+    def sent(self, job: Job) -> None:
+        """Tell that a scan is in flight."""
+        self._in_flight.add(job.scan.label)
+        self.tell(Begun(job.scan.label, job.layout.shape[0]))
+
+    def staffed(self, workers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Tell who works, as the scheduler knows them."""
+        limits = [worker.get("memory_limit") or 0 for worker in workers.values()]
+        used = sum(worker.get("metrics", {}).get("memory", 0) for worker in workers.values())
+        self.tell(Staffed(len(workers), int(used), sum(limits) if all(limits) else None))
+
     def publish(self, job: Job, record: Published) -> None:
         """Publish a scan, if the folder is still ours; the log knows of it first."""
         self.lock.check()
@@ -247,12 +283,14 @@ class ParticipantLevel:
 
         record = publish_scan(job, record, before)
         self._begun.pop(record.label, None)
+        self._in_flight.discard(record.label)
         self._unwritten = 0
         self.report.fused.append(record)
         self.tell(Fused(record, job.why))
 
     def try_again(self, job: Job, trouble: Trouble, *, alone: bool) -> Job:
         """Return a new attempt at a scan, on its files as they are now."""
+        self._in_flight.discard(job.scan.label)
         self.log.add("again", label=job.scan.label, kind=trouble.kind, reason=trouble.reason)
         self.tell(Again(job.scan.label, trouble.reason, alone))
         begun = new_attempt(job.scan, self.plan.source, self.plan.request)
@@ -316,6 +354,7 @@ class ParticipantLevel:
 
     def _write_failure(self, failure: Attempt) -> None:
         self._begun.pop(failure.label, None)
+        self._in_flight.discard(failure.label)
         failure = replace(failure, run=self.report.run, software=__version__, ended=utc_now())
         try:
             write_attempt(self.paths, failure)

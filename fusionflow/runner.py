@@ -48,6 +48,7 @@ def run(
     settle: float = 0,
     client: distributed.Client | None = None,
     on_event: Callable[[Event], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> RunReport:
     """Fuse the scans of a BIDS tree, and summarise the cohort.
 
@@ -76,6 +77,10 @@ def run(
         ``cluster.shared`` is false others may work on it, too, and no worker is restarted.
     on_event : callable, optional
         Called with each `Event`, in this thread.
+    stop : callable, optional
+        Asked about every second, in this thread. Once it is true no further scan begins; those in
+        flight are finished and published, and the report's state is ``"interrupted"``. What did
+        not begin is due next time.
 
     Returns
     -------
@@ -124,6 +129,7 @@ def run(
             if plan is not None:
                 write_dataset_files(paths, plan.source)
                 work = ParticipantLevel(plan, paths, config, lock, log, tell, report)
+                work.stop = stop or work.stop
                 work.again = retry_failed, force
                 work.go(client, settle)
                 if work.changed or not _is_index_current(paths, lock, report):
@@ -132,7 +138,7 @@ def run(
                 write_index(paths)
             if "group" in levels:
                 _summarise(paths, source, config, report, tell, plan)
-            report.state = "done"
+            report.state = "interrupted" if plan is not None and work.stopped else "done"
         except KeyboardInterrupt:
             report.state = "interrupted"
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -15,6 +15,9 @@ from fusionflow.errors import FusionflowError, LockedError, NoScansError
 from fusionflow.events import Event, RunReport
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two questions whether it is to end.
+_TICK = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def watch(
     *,
     every: float = 900,
     settle: float = 60,
-    stop: threading.Event | None = None,
+    stop: Callable[[], bool] | None = None,
     on_event: Callable[[Event], None] | None = None,
     on_look: Callable[[Looked], None] | None = None,
     **selection: Any,  # noqa: ANN401
@@ -63,8 +66,9 @@ def watch(
         have settled.
     settle : float
         Seconds that a scan's files must have been left alone before it is fused.
-    stop : threading.Event, optional
-        Ends the watch between two looks once it is set.
+    stop : callable, optional
+        Asked about every second. Once it is true the look that is under way begins no further
+        scan, as in `fusionflow.run`, and is the last.
     on_event : callable, optional
         As in `fusionflow.run`.
     on_look : callable, optional
@@ -78,14 +82,20 @@ def watch(
         If the first look meets what `fusionflow.run` raises, but for an input that holds no scan
         yet and an output folder that another run is writing.
     """
-    stop = stop or threading.Event()
+    stop = stop or (lambda: False)
     tell = on_look or (lambda looked: None)
     first = True
-    while not stop.is_set():
+    while not stop():
         report, trouble = None, ""
         try:
             report = runner.run(
-                bids_dir, out_dir, config, settle=settle, on_event=on_event, **selection
+                bids_dir,
+                out_dir,
+                config,
+                settle=settle,
+                on_event=on_event,
+                stop=stop,
+                **selection,
             )
         except (NoScansError, LockedError) as error:
             trouble = str(error)
@@ -98,4 +108,6 @@ def watch(
         soon = report is not None and bool(report.waiting)
         pause = min(every, max(settle, 1.0)) if soon else every
         tell(Looked(report, trouble, pause))
-        stop.wait(pause)
+        until = time.monotonic() + pause
+        while not stop() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _TICK))

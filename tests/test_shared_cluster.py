@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import distributed
 import pytest
 from dask.utils import key_split
 from distributed.utils import key_split_group
+from interrupting import interrupt_twice
 from runs import LABELS, config, small_cohort
 
 import fusionflow as ff
@@ -250,7 +250,7 @@ class TestOthersSurvive:
         )  # fmt: skip
         try:
             wait_for(lambda: list(self.orders.glob("strike-*")), 60)
-            command.send_signal(signal.SIGINT)
+            interrupt_twice(command.send_signal, lambda: command.poll() is None)
             output, _ = command.communicate(timeout=60)
         finally:
             command.kill()

@@ -218,6 +218,24 @@ class TestEnding:
         again = ff.run(bids, out, config("average", weights=None))
         assert len(again.fused) == 8 - len(published)
 
+    def test_in_mid_run_by_one_interrupt_when_what_is_in_flight_is_finished(
+        self, cohort, bids, tmp_path
+    ):
+        for number in range(8):
+            drop(cohort, bids, number)
+        out = tmp_path / "out"
+        with watching(bids, out, every="1h", settle="0") as watcher:
+            watcher.wait_for("^fused")
+            assert watcher.end(signal.SIGINT) == 0
+        assert re.search("^Finishing .* in flight", watcher.said, re.MULTILINE)
+        assert watcher.lines[-2].endswith("; ending")
+        assert watcher.lines[-1].endswith("ended")
+        assert leftovers(out) == []
+        published = ff.open_cohort(out).labels
+        assert len(published) == watcher.count("^fused")
+        attempts = [read_attempt(OutputPaths(out), f"sub-{number:02}") for number in range(8)]
+        assert not any(attempts)
+
     def test_with_every_process_of_it_at_once(self, cohort, bids, tmp_path):
         """As `systemctl stop` does unless it is told to spare the workers."""
         for number in range(8):
@@ -291,7 +309,7 @@ class TestLoop:
                     stop.set()
 
             monkeypatch.setattr(runner, "run", run)
-            watch("bids", "out", stop=stop, on_look=tell, **{"every": 0.01, **options})
+            watch("bids", "out", stop=stop.is_set, on_look=tell, **{"every": 0.01, **options})
             return seen
 
         return look
@@ -328,6 +346,4 @@ class TestLoop:
             looks(RunReport(), ZeroDivisionError())
 
     def test_ends_before_the_first_look_if_it_is_told_to(self):
-        stop = threading.Event()
-        stop.set()
-        watch("bids", "out", stop=stop)
+        watch("bids", "out", stop=lambda: True)

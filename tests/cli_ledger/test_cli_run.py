@@ -217,7 +217,7 @@ class TestInterrupting:
 
     SCRIPT = """
 import os, signal, sys, time, weakref
-from fusionflow.cli_options import interrupt
+from fusionflow.stopping import interrupt
 signal.signal(signal.SIGTERM, interrupt)
 
 def tidy():

@@ -1,0 +1,115 @@
+"""Messages of this package and of libraries on the standard error stream: text, or JSON lines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from fusionflow.progress_json import JsonFormatter, say
+from fusionflow.untrusted import one_line, printable
+
+#: As in `fusionflow.events`, which takes time to import.
+EXIT_INTERRUPTED = 130
+#: Characters of a library's warning that are shown.
+_SHORT = 200
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to what is the standard error stream by then: a live display stands in for it."""
+
+    @property
+    def stream(self) -> TextIO:
+        """Where messages go."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Take no notice of what the constructor found."""
+
+
+def set_up(verbose: int, *, as_json: bool = False) -> None:
+    """Show messages of this package, and short warnings of libraries, each once.
+
+    Parameters
+    ----------
+    verbose : int
+        0 for warnings, 1 for what happens, 2 for tracebacks and what Dask has to say.
+    as_json : bool
+        Whether everything on the standard error stream is to be a JSON object a line.
+    """
+    logger = logging.getLogger("fusionflow")
+    if not logger.handlers:  # not the root logger's: Dask's own messages keep their levels
+        handler = _Handler()
+        handler.setFormatter(
+            JsonFormatter() if as_json else logging.Formatter("%(levelname)s %(name)s: %(message)s")
+        )
+        logger.addHandler(handler)
+        logger.propagate = False
+        if as_json:
+            logging.getLogger().addHandler(handler)
+        _catch_warnings()
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+
+
+def _catch_warnings() -> None:
+    """Let warnings of libraries be messages of one line, each once."""
+    logger, said = logging.getLogger("fusionflow.warnings"), set[str]()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = f"{category.__name__} of {_package(filename)}: {one_line(str(message), _SHORT)}"
+        if text not in said:
+            said.add(text)
+            logger.warning("%s", printable(text))
+
+    warnings.showwarning = show
+
+
+def _package(filename: str) -> str:
+    """Return whose file it is."""
+    parts = Path(filename).parts
+    for folder in ("site-packages", "dist-packages"):
+        if folder in parts[:-1]:
+            return parts[parts.index(folder) + 1].removesuffix(".py")
+    return Path(filename).stem
+
+
+def are_json() -> bool:
+    """Whether everything on the standard error stream is to be JSON."""
+    handlers = logging.getLogger("fusionflow").handlers
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+
+
+def adopt_others() -> None:
+    """Let loggers of libraries that write to the terminal themselves write JSON as well."""
+    if not are_json():
+        return
+    (ours,) = logging.getLogger("fusionflow").handlers
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            for handler in list(logger.handlers):
+                if type(handler) is logging.StreamHandler:
+                    logger.removeHandler(handler)
+                    if ours not in logger.handlers:
+                        logger.addHandler(ours)
+
+
+def complain(message: str, exit_code: int) -> None:
+    """Say why the command ends before it is done."""
+    if are_json():
+        say("error", message=message, exit_code=exit_code)
+    elif exit_code == EXIT_INTERRUPTED:  # no error of anybody's
+        click.echo(message, err=True)
+    else:
+        click.secho(f"Error: {message}", fg="red", err=True)

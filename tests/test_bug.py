@@ -1,0 +1,144 @@
+"""What a person sees of what nobody expected: a line, and the rest only if it is asked for."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fusionflow import logs, runner
+from fusionflow.cli import main
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def fails(monkeypatch, tmp_path):
+    """A dry run that meets an error which nobody expected."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def fails(error, *options):
+        def look(*arguments, **selection):
+            raise error
+
+        monkeypatch.setattr(runner, "look", look)
+        (tmp_path / "bids").mkdir(exist_ok=True)
+        return CliRunner().invoke(
+            main, ["run", str(tmp_path / "bids"), str(tmp_path / "out"), "--dry-run", *options]
+        )
+
+    return fails
+
+
+class TestABug:
+    def test_is_a_line_that_says_what_to_send(self, fails, tmp_path):
+        result = fails(ZeroDivisionError("division\nby zero"))
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert "This is a bug in fusionflow" in line
+        assert "(ZeroDivisionError: division by zero)" in line
+        (path,) = tmp_path.glob("fusionflow-bug-*.txt")
+        assert str(path) in line
+        account = path.read_text()
+        assert "Traceback (most recent call last)" in account
+        assert re.search(r"fusionflow \d.*, Python \d.*, dask \d", account)
+
+    def test_is_said_where_no_file_can_be_written(self, fails, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+        (line,) = fails(ZeroDivisionError("x")).stderr.splitlines()
+        assert line.endswith("Please report it with the command and what it says with -v")
+
+    def test_has_a_traceback_if_somebody_asks(self, fails):
+        result = fails(ZeroDivisionError("x"), "-v")
+        assert "Traceback (most recent call last)" in result.stderr
+        assert "in look" in result.stderr
+
+    def test_is_a_json_object_where_all_is(self, fails):
+        result = fails(ZeroDivisionError("x"), "--json-logs")
+        (line,) = map(json.loads, result.stderr.splitlines())
+        assert (line["event"], line["level"], line["exit_code"]) == ("error", "error", 1)
+        assert line["message"].startswith("This is a bug")
+
+    def test_is_not_what_the_machine_refuses(self, fails):
+        result = fails(PermissionError(13, "Permission denied", "/data/x"))
+        assert result.exit_code == 4
+        assert result.stderr == "Error: /data/x: Permission denied\n"
+
+
+def test_nobody_who_reads_on_is_no_error(tmp_path):
+    """As `fusionflow run --list-methods | head -1` may end."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    ended = subprocess.run(
+        [BIN / "fusionflow", "run", "--list-methods"],
+        stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(theirs)
+    assert ended.stderr == ""
+
+
+class TestWarningsOfLibraries:
+    @pytest.fixture(autouse=True)
+    def _as_in_a_command(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logs.set_up(0)
+            yield
+
+    def test_are_short_and_said_once(self, capsys):
+        for _ in range(3):
+            warnings.warn("the codec\nis " + "old " * 200, UserWarning, stacklevel=1)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(
+            "WARNING fusionflow.warnings: UserWarning of test_bug: the codec is old"
+        )
+        assert len(line) < 300
+
+    def test_name_the_package(self, capsys):
+        path = "/x/lib/python3.12/site-packages/zarr/core/array.py"
+        warnings.showwarning(UserWarning("old"), UserWarning, path, 1)
+        assert "UserWarning of zarr: old" in capsys.readouterr().err
+
+
+def test_what_others_log_is_json_where_all_is(capsys):
+    before = logging.getLogger().handlers[:]
+    theirs = logging.getLogger("distributed.made_up")
+    theirs.propagate = False
+    theirs.addHandler(logging.StreamHandler())
+    try:
+        logs.set_up(0, as_json=True)
+        logs.adopt_others()
+        theirs.warning("worker %s went", "a")
+        theirs.error("at once", exc_info=ZeroDivisionError("x"))
+    finally:
+        logging.getLogger().handlers[:] = before
+        theirs.handlers.clear()
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["logger"] == "distributed.made_up"
+    assert (first["event"], first["level"]) == ("log", "warning")
+    assert first["message"] == "worker a went"
+    assert "ZeroDivisionError" in second["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({}, False),  # not a terminal
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, False),
+    ],
+)
+def test_colours_of_an_error(tmp_path, environment, coloured):
+    unset = {"NO_COLOR": None, "FORCE_COLOR": None, "TERM": "xterm"}
+    result = CliRunner(env={**unset, **environment}).invoke(
+        main, ["run", str(tmp_path), str(tmp_path / "out"), "--method", "nope"]
+    )
+    assert result.exit_code == 2
+    assert ("\x1b[31m" in result.stderr) == coloured
