@@ -19,16 +19,16 @@ from fusionflow.io.derivatives import relative_folder
 from fusionflow.io.files import write_bytes
 from fusionflow.io.store import Layout, open_volume
 from fusionflow.ledger import OutputPaths, read_published
-from fusionflow.metrics import PAIR_METRICS
+from fusionflow.metrics import PAIR_METRICS, Metric
 from fusionflow.overlay import pet_on_mri
 from fusionflow.records import Published
 from fusionflow.report import provenance, volumes
 from fusionflow.report.bands import COLOURS, BandOfSlice, bands_of_slice, weight_colours
 from fusionflow.report.curves import HEIGHT, WIDTH, Curve, curves
-from fusionflow.report.page import data_uri, render
+from fusionflow.report.page import data_uri, figure, render
 from fusionflow.report.planes import PLANES, Choice, Shown, head_box, look, png, webp
 from fusionflow.schema import SOURCES
-from fusionflow.summary import SCAN_METRICS
+from fusionflow.summary import SCAN_METRICS, metrics_dataset
 
 _VOLUMES = (*SOURCES, "fused")
 _SLICES_WITH_BANDS = 5
@@ -75,14 +75,14 @@ def report_path(paths: OutputPaths, record: Published) -> Path:
     StoreError
         If the record names a subject or session whose folder would lie elsewhere.
     """
-    folder = paths.root / relative_folder(record.subject, record.session)
-    if not folder.resolve().is_relative_to(paths.root.resolve()):
+    folder = relative_folder(record.subject, record.session)
+    if len(folder.parts) != (3 if record.session else 2):
         raise StoreError(
             f"{paths.current(record.label)} leads out of the output folder "
             f"(subject {record.subject!r}, session {record.session!r})",
             "Remove it and run again",
         )
-    return folder / f"{record.label}_fused.html"
+    return paths.root / folder / f"{record.label}_fused.html"
 
 
 def scan_report(paths: OutputPaths, record: Published) -> str:
@@ -160,8 +160,7 @@ def _page(paths: OutputPaths, record: Published, method: Method, group: Path) ->
         weight_inks=COLOURS,
         curves=lines,
         drawing=(WIDTH, HEIGHT),
-        pair_metrics=[metric for metric in PAIR_METRICS if metric.name in record.metrics],
-        scan_metrics=[metric for metric in SCAN_METRICS if metric.name in record.metrics],
+        whole=_whole(record),
         data=_data(shown, planes, panels, lines),
         colour_table=data_uri(png(_colour_table()), "image/png"),
         program=volumes.program(),
@@ -195,6 +194,21 @@ def _planes(choice: Choice, record: Published) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _whole(record: Published) -> list[tuple[Metric, str, str, str]]:
+    """Return the figures of the scan: metric, against MRI, against PET, of the fused image."""
+    found = metrics_dataset([record])
+
+    def text(value: float) -> str:
+        return "∞" if value == np.inf else figure(value)
+
+    rows = []
+    for metric in (*PAIR_METRICS, *SCAN_METRICS):
+        values = [text(float(value)) for value in found[metric.name].values.ravel()]
+        mri, pet, fused = (*values, "") if len(values) > 1 else ("", "", *values)
+        rows.append((metric, mri, pet, fused))
+    return rows
 
 
 def _every(step: int) -> str:
