@@ -16,6 +16,7 @@ from PIL import Image
 
 from fusionflow.config import METHODS, PIXELS, LaplacianPyramid, Wavelet
 from fusionflow.errors import ScanNotFoundError, StoreError
+from fusionflow.io.derivatives import scan_file_names
 from fusionflow.io.store import open_volume
 from fusionflow.ledger import OutputPaths
 from fusionflow.report.bands import bands_of_slice, frame_width, weight_colours
@@ -221,6 +222,11 @@ class TestPage:
         assert first == again == tmp_path / "sub-01/ses-a/fused/sub-01_ses-a_fused.html"
         assert write_scan_report(tmp_path, "sub-01_ses-a").read_bytes() == content
         assert [path.name for path in first.parent.iterdir()] == [first.name]
+
+    def test_is_among_the_files_that_another_version_of_the_scan_removes(self, tmp_path):
+        publish_scan(tmp_path)
+        path = write_scan_report(tmp_path, "sub-01_ses-a")
+        assert path.name in scan_file_names("sub-01_ses-a")
 
     def test_shows_hostile_names_and_notes_as_text(self, tmp_path):
         bad = "<script>alert(1)<\\/script>&'\""

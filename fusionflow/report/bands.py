@@ -19,9 +19,9 @@ from fusionflow.report.planes import Levels, levels
 from fusionflow.subbands import FloatArray
 from fusionflow.transform import decompose
 
-#: Where MRI and PET differ by less, in display windows, a weight would be rounding: half a grey
-#: level of 256.
-LEAST_DIFFERENCE = 1 / 512
+#: Where MRI and PET differ by less, in display windows, a weight would be rounding of float32: an
+#: eighth of a grey level of 256.
+LEAST_DIFFERENCE = 1 / 2048
 
 _PERCENTILE = 99.5
 _PET, _EVEN, _MRI = (217, 95, 14), (242, 242, 242), (33, 102, 172)

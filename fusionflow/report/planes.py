@@ -24,7 +24,7 @@ _LEAST_SLICES = 16
 _MOST_PIXELS = 2_200_000  # of all slices of a plane
 _MOST_SIDE = 512  # pixels of a slice
 _MOST_VOXELS = 128  # of the smaller copy, along an axis
-_QUALITY = 75
+_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Choice:
         --------
         >>> choice = Choice.of_head((256, 256, 256), ((3, 250), (20, 240), (40, 215)))
         >>> choice.places[0], choice.block
-        (range(6, 251, 7), (2, 2, 2))
+        (range(6, 251, 8), (2, 2, 2))
         """
         places = []
         for axis, (first, last) in enumerate(box):

@@ -94,7 +94,7 @@ def rows(content: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:  # noqa: ANN401
-    if value is None:
+    if value is None or value in ("", [], ()):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fusionflow.config import Method, Wavelet
 from fusionflow.errors import ScanNotFoundError, StoreError
-from fusionflow.io.derivatives import relative_folder
+from fusionflow.io.derivatives import REPORT, relative_folder
 from fusionflow.io.files import write_bytes
 from fusionflow.io.store import Layout, open_volume
 from fusionflow.ledger import OutputPaths, read_published
@@ -82,7 +82,7 @@ def report_path(paths: OutputPaths, record: Published) -> Path:
             f"(subject {record.subject!r}, session {record.session!r})",
             "Remove it and run again",
         )
-    return paths.root / folder / f"{record.label}_fused.html"
+    return paths.root / folder / f"{record.label}_{REPORT}"
 
 
 def scan_report(paths: OutputPaths, record: Published) -> str:

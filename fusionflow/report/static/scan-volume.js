@@ -53,6 +53,7 @@ async function openViewer() {
   });
   await shown.attachToCanvas(viewer.niivue);
   shown.setRadiologicalConvention(false);
+  shown.opts.crosshairWidth = 0.5;
   shown.opts.multiplanarShowRender = niivue.SHOW_RENDER.ALWAYS;
   await showVolumes(shown);
   showView(shown);
