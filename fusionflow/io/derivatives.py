@@ -50,11 +50,13 @@ image is not quantitative PET, and nothing here is meant for diagnosis.
 
 
 _ENDINGS = ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz", "registration.png")
+#: Of the page that `fusionflow.report.scan` makes of the outputs.
+REPORT = "fused.html"
 
 
 def scan_file_names(label: str) -> tuple[str, ...]:
-    """Return the names of all files that a scan can have there."""
-    return tuple(f"{label}_{ending}" for ending in _ENDINGS)
+    """Return the names of all files that a scan can have there, the last of them its report."""
+    return tuple(f"{label}_{ending}" for ending in (*_ENDINGS, REPORT))
 
 
 def relative_folder(subject: str, session: str | None) -> Path:
@@ -162,7 +164,7 @@ def write_scan_files(
     tuple of str
         Names of the files.
     """
-    names = scan_file_names(label)
+    names = scan_file_names(label)[:-1]
     image, text, picture, colours, outlines = (folder / name for name in names)
     write_slices(
         colours,
