@@ -28,6 +28,7 @@ def figures(seed: int, site: int = 0) -> dict:
     }
     found["psnr"] = {source: float(24 + site + draw.standard_normal()) for source in ("mri", "pet")}
     found |= {metric.name: float(5 + 0.3 * draw.standard_normal()) for metric in IMAGE_METRICS}
+    found["fusion_time"] = float(draw.uniform(0.05, 0.06))
     return found
 
 
@@ -36,7 +37,6 @@ def record(number: int, **changes):
     label = f"sub-{number // 2:05}_ses-{number % 2 + 1:02}"
     values = {
         "metrics": figures(number, number // 2 % len(SITES)),
-        "seconds": 1 + number % 7 / 10,
         "created": f"2026-01-02T03:04:{number % 60:02}+00:00",
     }
     return published(label, **{**values, **changes})
