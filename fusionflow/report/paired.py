@@ -124,7 +124,7 @@ def comparisons(own: Records, name: str, others: list[Cohort]) -> Iterator[Compa
     others : list of Cohort
         Other outputs of the same people.
     """
-    mine = _ways(own, name)
+    mine = _ways(own, name) if others else {}
     for other in others:
         for second, theirs in _ways(other.records, _folder_name(other.paths.root)).items():
             for first, records in mine.items():

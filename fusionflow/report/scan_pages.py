@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionflow.errors import FusionflowError, NoScansError
-from fusionflow.io.derivatives import relative_folder
 from fusionflow.ledger import OutputPaths
-from fusionflow.report.cohort_data import report_name
+from fusionflow.report.cohort_data import report_place
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ def due(paths: OutputPaths, labels: Sequence[str]) -> list[str]:
 
 
 def _is_due(paths: OutputPaths, label: str) -> bool:
-    subject, _, session = label.removeprefix("sub-").partition("_ses-")
-    page = paths.root / relative_folder(subject, session or None) / report_name(label)
+    page = paths.root / report_place(label)
     try:
         return page.stat().st_mtime_ns < paths.current(label).stat().st_mtime_ns
     except OSError:

@@ -4,6 +4,7 @@ const WIDE = 420;
 const ROW = 34;
 const FOOT = 24;
 const RIGHT = 22;
+const LEAST_BOXED = 5; // quartiles of fewer are hardly any
 
 const svg = (name, attributes, text) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -23,11 +24,11 @@ function range(values) {
   return [low - pad, high + pad];
 }
 
-/* Two to five round numbers within a range. */
-function ticks([low, high], most = 4) {
+/* Three to six round numbers within a range, or a few less. */
+function ticks([low, high], most = 5) {
   const rough = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((by) => by * power).find((by) => by >= rough);
+  const step = [1, 2, 2.5, 5, 10].map((by) => by * power).find((by) => by >= rough);
   const found = [];
   for (let at = Math.ceil(low / step); at * step <= high; at += 1) found.push(at * step);
   return found;
@@ -91,10 +92,11 @@ function strips(figure, groups, threshold) {
     const sorted = finite.map((scan) => figure.values[scan]).sort((a, b) => a - b);
     const [low, median, top] = [0.25, 0.5, 0.75].map((share) => quantile(sorted, share));
     said.push(`${name}: median ${brief(median)}, quartiles ${brief(low)} and ${brief(top)}, n ${finite.length}`);
-    boxes.push(
-      svg("rect", { class: "box", x: x(low), y: middle - 12, width: Math.max(1, x(top) - x(low)), height: 24 }),
-      svg("line", { class: "median", x1: x(median), x2: x(median), y1: middle - 12, y2: middle + 12 }),
-    );
+    const [y, height] = [middle - 12, 24];
+    if (finite.length >= LEAST_BOXED) {
+      boxes.push(svg("rect", { class: "box", x: x(low), y, width: Math.max(1, x(top) - x(low)), height }));
+    }
+    boxes.push(svg("line", { class: "median", x1: x(median), x2: x(median), y1: y, y2: y + height }));
   });
   draw(picture, figure, places, threshold);
   picture.append(...boxes);

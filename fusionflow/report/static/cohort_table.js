@@ -157,8 +157,8 @@ function showRows() {
 function saveRows() {
   const all = [scanColumn, ...columns, worst, ...figures];
   const cell = (text) => String(text).replace(/[\t\r\n]+/g, " ");
-  const value = (column, scan) => (column.kind === "text" ? textOf(column, scan)
-    : Number.isNaN(column.values[scan]) ? "n/a" : column.values[scan]);
+  const number = (value) => (Number.isNaN(value) ? "n/a" : String(value).replace("Infinity", "inf"));
+  const value = (column, scan) => (column.kind === "text" ? textOf(column, scan) : number(column.values[scan]));
   const lines = [all.map((column) => column.key ?? column.name),
     ...table.rows.map((scan) => all.map((column) => value(column, scan)))];
   const text = lines.map((line) => `${line.map(cell).join("\t")}\n`).join("");
