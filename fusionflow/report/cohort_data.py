@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +138,7 @@ def packed(
         left_out.get(label, "the input no longer has it" if label in gone else "part of it")
         for label in table["scan"]
     ]
-    texts = {
+    texts: dict[str, Iterable[Any]] = {
         "participant_id": table["participant_id"],
         "session_id": table["session_id"],
         "method": table["method"],

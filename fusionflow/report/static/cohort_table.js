@@ -114,6 +114,7 @@ function showHead() {
     filtering.append(element("td", {}, input));
   }
   document.querySelector("#scan-table thead").replaceChildren(sorting, filtering);
+  document.getElementById("scan-table").style.setProperty("--columns", shownColumns.length);
   showSorting();
 }
 
