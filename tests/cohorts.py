@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,28 @@ def write_people(root: Path, people: int) -> None:
         for n in range(people)
     ]
     (root / "participants.tsv").write_text("\n".join(lines) + "\n")
+
+
+def data(path):
+    """What the scripts of a page read."""
+    text = path.read_text("utf-8")
+    (found,) = re.findall(r'id="cohort-data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found)
+
+
+def column(page, name):
+    """Return a column to group by."""
+    (found,) = [item for item in page["columns"] if item["name"] == name]
+    return found
+
+
+def cells(page, name):
+    """Return what a column of texts says of each scan."""
+    found = column(page, name)
+    return [found["values"][code] for code in found["codes"]]
+
+
+def figure(page, key):
+    """Return a figure of all scans."""
+    (found,) = [item for item in page["figures"] if item["key"] == key]
+    return found

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
-from cohorts import SITES, record, write_output, write_people
+from cohorts import SITES, cells, column, data, figure, record, write_output, write_people
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from fusionflow.cli import main
 from fusionflow.cohort import open_cohort, write_summary
-from fusionflow.errors import NoScansError, StoreError
 from fusionflow.index import write_index
 from fusionflow.io.files import write_json
 from fusionflow.ledger import OutputPaths, write_attempt
 from fusionflow.records import Attempt
 from fusionflow.report.cohort_page import write_cohort_report
 from fusionflow.report.columns import figure_columns
-from fusionflow.report.paired import comparisons
 from fusionflow.report.participants import participants_path, read_participants
 from fusionflow.report.robust import robust_z, spread
-from fusionflow.report.scan_pages import chosen_labels, due
+from fusionflow.report.ways_compared import comparisons, side_by_side
 from fusionflow.summary import metrics_dataset
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-
-
-def data(path):
-    """What the scripts of a page read."""
-    text = path.read_text("utf-8")
-    (found,) = re.findall(r'id="cohort-data">(.*?)</script>', text, re.DOTALL)
-    return json.loads(found)
-
-
-def column(page, name):
-    (found,) = [item for item in page["columns"] if item["name"] == name]
-    return found
-
-
-def cells(page, name):
-    found = column(page, name)
-    return [found["values"][code] for code in found["codes"]]
-
-
-def figure(page, key):
-    (found,) = [item for item in page["figures"] if item["key"] == key]
-    return found
 
 
 @pytest.fixture
@@ -310,6 +282,20 @@ class TestComparison:
         assert np.isnan(same.p)
         assert same.p_text == "–"
 
+    def test_of_ways_within_one_output_is_side_by_side(self, tmp_path):
+        made = [record(n) for n in range(8)]
+        made += [record(n, request="e" * 64, method={"name": "average"}) for n in range(8, 12)]
+        paths = write_output(tmp_path / "out", made)
+        found = side_by_side(open_cohort(paths.root).records)
+        assert found.ways == {"dwt-vgg19-l1": 8, "average": 4}
+        (ssim,) = [row for row in found.rows if row[:2] == ("structural similarity", "PET")]
+        people = [np.mean([m.metrics["ssim"]["pet"] for m in made[n : n + 2]]) for n in (8, 10)]
+        assert_allclose(ssim[2][1], (2, np.mean(people), *np.quantile(people, [0.25, 0.75])))
+        assert "Within this output" in write_cohort_report(paths).read_text()
+
+    def test_of_one_way_within_one_output_is_none(self, out):
+        assert side_by_side(open_cohort(out.root).records) is None
+
     def test_of_few_people_has_no_p(self, tmp_path):
         paths = write_output(tmp_path / "out", [record(n) for n in range(10)])
         other = self.other(tmp_path / "other", 0.1, 10)
@@ -321,81 +307,3 @@ class TestComparison:
         paths = write_output(tmp_path / "out", [record(n) for n in range(20, 24)])
         other = self.other(tmp_path / "other", 0.1)
         assert not list(comparisons(open_cohort(paths.root).records, "this", [other]))
-
-
-class TestChoosing:
-    def test_people_with_or_without_sub(self, out):
-        labels = open_cohort(out.root).labels
-        assert chosen_labels(out, labels, ["00001", "sub-00002"]) == list(labels[2:6])
-        assert chosen_labels(out, labels, []) == list(labels)
-        with pytest.raises(NoScansError, match="no fused scan of sub-9"):
-            chosen_labels(out, labels, ["9"])
-
-    def test_pages_that_are_older_than_their_scan_are_due(self, tmp_path):
-        paths = write_output(tmp_path / "out", [record(n) for n in range(3)], pages=True)
-        labels = open_cohort(paths.root).labels
-        assert due(paths, labels) == []
-        paths.current(labels[0]).touch()
-        (paths.root / "sub-00001/ses-01/fused/sub-00001_ses-01_fused.html").unlink()
-        assert due(paths, labels) == [labels[0], labels[2]]
-
-
-class TestCommand:
-    def call(self, *arguments):
-        result = CliRunner().invoke(main, ["report", *map(str, arguments)])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    def test_of_what_is_no_output(self, tmp_path):
-        result = self.call(tmp_path)
-        assert result.exit_code == 4
-        assert "holds no fused cohort" in result.stderr
-
-    def test_without_scans(self, out):
-        result = self.call(out.root, "--no-scans")
-        assert result.exit_code == 0
-        assert str(out.root / "group.html") in result.stdout
-        assert (out.root / "group.html").is_file()
-
-    def test_with_what_is_no_output_to_compare(self, out, tmp_path):
-        (tmp_path / "empty").mkdir()
-        result = self.call(out.root, "--no-scans", "--compare-with", tmp_path / "empty")
-        assert result.exit_code == 4
-        assert "empty holds no fused cohort" in result.stderr
-
-    @pytest.mark.parametrize("jobs", [1, 2])
-    def test_writes_the_pages_of_scans_and_links_them(self, fused, tmp_path, jobs):
-        root = shutil.copytree(fused[0], tmp_path / "out")
-        labels = open_cohort(root).labels
-        result = self.call(root, "--jobs", jobs, "--participant-label", "01", "02")
-        assert result.exit_code == 0, result.output
-        assert "3 of 3 pages of scans to write" in result.stdout
-        assert data(root / "group.html")["reports"] == [1, 1, 1, 0]
-        assert "1 of 4 pages" in self.call(root, "--jobs", jobs).stdout
-        assert "0 of 4 pages" in self.call(root).stdout
-        assert len(list(root.glob("sub-*/*/fused/*_fused.html"))) == len(labels)
-
-    def test_says_which_page_could_not_be_written_and_writes_the_others(self, fused, tmp_path):
-        root = shutil.copytree(fused[0], tmp_path / "out")
-        paths, label = OutputPaths(root), open_cohort(root).labels[0]
-        shutil.rmtree(paths.version(label, open_cohort(root).record(label).version))
-        result = self.call(root)
-        assert result.exit_code == 3
-        assert label in result.stderr
-        assert data(root / "group.html")["reports"] == [0, 1, 1, 1]
-
-    def test_a_damaged_output_is_told_of(self, out):
-        out.index.unlink()
-        shutil.rmtree(out.scans)
-        with pytest.raises(StoreError):
-            write_cohort_report(out)
-
-
-def test_a_run_writes_the_page_and_one_that_changes_nothing_leaves_it(fused):
-    root, report, _ = fused
-    page = data(root / "group.html")
-    assert page["labels"] == sorted(report.fused.labels)
-    assert column(page, "phantom_seed")["values"]  # from the input, which the page was told of
-    before = (root / "group.html").stat().st_ino
-    assert write_cohort_report(OutputPaths(root)).stat().st_ino == before

@@ -23,9 +23,9 @@ from fusionflow.io.files import file_sha256, fingerprint, write_bytes
 from fusionflow.ledger import OutputPaths
 from fusionflow.report.cohort_data import Failures, packed, read_scans, reported
 from fusionflow.report.page import render
-from fusionflow.report.paired import comparisons
 from fusionflow.report.participants import participants_path, read_participants
 from fusionflow.report.robust import THRESHOLD
+from fusionflow.report.ways_compared import comparisons, side_by_side
 from fusionflow.summary import cohort_table, summarise_records
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def write_cohort_report(
         notes=[*table.notes, *note],
         figures=figures,
         comparisons=list(comparisons(index.published, "this output", others)),
+        ways=side_by_side(index.published) if scans.table["way"].nunique() > 1 else None,
         files=files,
         threshold=THRESHOLD,
         version=__version__,

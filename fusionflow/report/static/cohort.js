@@ -18,10 +18,10 @@ function fillChoices() {
       choice("group").append(element("option", { value: place }, column.name.replaceAll("_", " ")));
     }
   });
-  const named = ["site", "site_id", "center", "centre"];
   const offered = [...choice("group").options].filter(({ value }) => value !== "");
-  const site = offered.find(({ value }) => named.includes(columns[value].name.toLowerCase()));
-  choice("group").value = (site ?? offered[0])?.value ?? "";
+  const first = ["method", "site", "site_id", "center", "centre"]
+    .map((name) => offered.find(({ value }) => columns[value].name.toLowerCase() === name)).find(Boolean);
+  choice("group").value = (first ?? offered[0])?.value ?? "";
   choice("outlier-figure").append(element("option", { value: "" }, "any figure"));
   figures.forEach((figure, place) =>
     choice("outlier-figure").append(element("option", { value: place }, figure.title)));

@@ -1,4 +1,4 @@
-"""Two ways of fusing the same people, compared person by person."""
+"""Ways of fusing compared: person by person where people are the same, else side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusionflow.cohort import Cohort
 from fusionflow.index import Records
 from fusionflow.pixels import FloatArray
 from fusionflow.report.columns import figure_columns
-from fusionflow.summary import summarise_records
+from fusionflow.summary import cohort_table, summarise_records
 
 #: With fewer differences no signed-rank test can reach 0.05.
 _LEAST_DIFFERENCES = 6
@@ -133,21 +133,57 @@ def comparisons(own: Records, name: str, others: list[Cohort]) -> Iterator[Compa
                     yield _compared(first, second, _only(records, common), _only(theirs, common))
 
 
+@dataclass(frozen=True)
+class SideBySide:
+    """The ways in which the scans of one cohort were made.
+
+    Attributes
+    ----------
+    ways : dict of str to int
+        What each is called -> scans made so.
+    rows : tuple of tuple
+        Name of a figure, its source, and for each way n, median and quartiles over people.
+    """
+
+    ways: dict[str, int]
+    rows: tuple[tuple[str, str, tuple[tuple[int, float, float, float], ...]], ...]
+
+
+def side_by_side(records: Records) -> SideBySide | None:
+    """Return the figures of each way in which scans were made; None if there is only one.
+
+    Parameters
+    ----------
+    records : Records
+        Scans of one cohort. Each was made in one way, so the ways are about different scans.
+    """
+    ways = _ways(records)
+    if len(ways) < 2:
+        return None
+    tables = [cohort_table(summarise_records(item)) for item in ways.values()]
+    rows = []
+    for place, column in enumerate(figure_columns()):
+        figures = [table.loc[place, ["n", "median", "q25", "q75"]] for table in tables]
+        of_ways = tuple((int(n), float(m), float(a), float(b)) for n, m, a, b in figures)
+        rows.append((column["name"], column["source"], of_ways))
+    return SideBySide({name: len(item) for name, item in ways.items()}, tuple(rows))
+
+
 def _folder_name(root: Path) -> str:
     """Return the last two folders of a path: the last alone is often ``fused``."""
     return "/".join(root.parts[-2:])
 
 
-def _ways(records: Records, name: str) -> dict[str, Records]:
-    """Return the records of each way in which scans were made."""
+def _ways(records: Records, name: str = "") -> dict[str, Records]:
+    """Return the records of each way in which scans were made, by what it is called."""
     places: dict[tuple[str, str], list[int]] = {}
     for place, record in enumerate(records):
         places.setdefault((record.request, str(record.method["name"])), []).append(place)
     names = [method for _, method in places]
     return {
-        f"{method} ({name})" + (f", {request[:6]}" if names.count(method) > 1 else ""): (
-            records.chosen(chosen)
-        )
+        method
+        + (f" {request[:6]}" if names.count(method) > 1 else "")
+        + (f" ({name})" if name else ""): records.chosen(chosen)
         for (request, method), chosen in places.items()
     }
 
