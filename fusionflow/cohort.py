@@ -282,19 +282,22 @@ def write_summary(
     summary = summarise_records(chosen)
     summary.attrs |= {"asked": asked, "left_out": left_out}
     _replace_store(paths, summary)
-    for name, table in zip(_TABLES, (cohort_table(summary), scan_table(summary)), strict=True):
+    scans = scan_table(summary)
+    for name, table in zip(_TABLES, (cohort_table(summary), scans), strict=True):
         text = table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g")
         write_bytes(paths.root / name, text.encode())
+    write_bytes(paths.root / _PARQUET, scans.to_parquet(index=False, engine="pyarrow"))
     write_bytes(paths.root / "group_methods.md", methods_text(chosen).encode())
     return summary, left_out
 
 
 _TABLES = ("group_metrics.tsv", "group_scans.tsv")
+_PARQUET = "group_scans.parquet"
 
 
 def _as_written(paths: OutputPaths, asked: str) -> xr.DataTree | None:
     """Return the summary that is there, if it answers just what is asked."""
-    if not all((paths.root / name).exists() for name in _TABLES):
+    if not all((paths.root / name).exists() for name in (*_TABLES, _PARQUET)):
         return None
     try:
         if zarr.open_group(paths.group_store, mode="r", zarr_format=3).attrs["asked"] != asked:

@@ -26,6 +26,7 @@ from fusionflow.io.scans import Discovery
 from fusionflow.ledger import OutputPaths, scan_labels, sweep
 from fusionflow.participants import ParticipantLevel, Plan
 from fusionflow.preflight import Preflight, preflight
+from fusionflow.report.cohort_page import write_cohort_report
 from fusionflow.runlock import RunLock, living_holder
 from fusionflow.survey import Standing, asked_again, removed_labels, request_of, survey
 from fusionflow.tenancy import Tenancy
@@ -382,5 +383,7 @@ def _summarise(
         present={scan.label for scan in found.scans},
         request=plan.request if plan else None,
     )
+    if report.summary is not None:
+        write_cohort_report(paths, summary=report.summary, left_out=report.left_out, source=source)
     for label, why in report.left_out.items():
         tell(LeftOut(label, why))
