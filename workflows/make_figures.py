@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 FIGURES = HERE / "figures"
@@ -116,7 +117,6 @@ def phantom(_data: Path | None = None, _weights: Path | None = None) -> None:
 def _phantom_slice() -> tuple[np.ndarray, np.ndarray]:
     """Return the MRI and the PET of the slice in which the lesions are most, 0..1."""
     import numpy as np
-
     from scipy import ndimage
 
     from fusionflow.phantom import make_phantom
@@ -144,7 +144,7 @@ def _weight(mri: np.ndarray, pet: np.ndarray, fused: np.ndarray) -> np.ndarray:
     return np.where(np.abs(apart) > 1e-4, (fused - pet) / safe, 0.5)
 
 
-def _sheet(rows: dict[str, list[np.ndarray]], columns: tuple[str, ...]):
+def _sheet(rows: dict[str, list[np.ndarray]], columns: tuple[str, ...]) -> Image.Image:
     """Return pictures in a grid, with names of rows and columns."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont

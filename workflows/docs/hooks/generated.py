@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "workflows"), str(Path(__file__).parent)]
@@ -60,7 +59,7 @@ MADE = {
 }
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, **_: object) -> str:
     """Put the tables where a page wants them."""
     for name, make in MADE.items():
         mark = f"<!-- generated: {name} -->"

@@ -1,9 +1,8 @@
-"""Formulas as MathML, which browsers draw without a script: ``$$...$$``, ``$...$``, and ``:math:``."""
+"""Formulas as MathML, drawn without a script: ``$$...$$``, ``$...$``, and ``:math:``."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from latex2mathml.converter import convert
 
@@ -29,11 +28,11 @@ def _formula(found: re.Match[str]) -> str:
     return mathml(found["inline"])
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, **_: object) -> str:
     """Turn the formulas of a page into MathML."""
     return _IN_MARKDOWN.sub(_formula, markdown)
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, **_: object) -> str:
     """Turn what docstrings hold as ``:math:`` into MathML."""
     return _IN_DOCSTRINGS.sub(lambda found: mathml(found[1]), html)

@@ -74,7 +74,7 @@ def _models(schema: Mapping[str, Any], top: type[BaseModel]) -> Iterator[type[Ba
     return (known[name] for name in dict.fromkeys(order))
 
 
-def _within(annotation: Any) -> Iterator[type[BaseModel]]:
+def _within(annotation: object) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in getattr(annotation, "__args__", ()):
@@ -128,7 +128,7 @@ def _type(schema: Mapping[str, Any]) -> str:
     return words.get(kind, {"string": "text"}.get(kind, kind))
 
 
-def _bounds(schema: Any) -> Iterator[str]:
+def _bounds(schema: object) -> Iterator[str]:
     if not isinstance(schema, Mapping):
         return
     for key, words in _BOUNDS.items():

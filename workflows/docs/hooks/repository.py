@@ -9,7 +9,6 @@ from __future__ import annotations
 import os.path
 import re
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -26,14 +25,14 @@ _STANDS_FOR = {"README.md": "index.md", "deploy/README.md": "howto/clusters.md"}
 _LINK = re.compile(r"(?P<shown>!?\[[^\]]*\])\((?P<target>[^()\s]+)\)")
 
 
-def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+def on_files(files: Files, config: MkDocsConfig, **_: object) -> Files:
     """Add what lies elsewhere."""
     for name in (*PAGES, *_pictures()):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: object) -> str:
     """Turn links out of the folder of pages."""
     name = page.file.src_uri
     pages = Path(config.docs_dir).relative_to(ROOT)
