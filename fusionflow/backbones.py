@@ -8,18 +8,28 @@ because the network pads after normalising. The folding is exact up to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from fusionflow.errors import ConfigurationError, InputError
+from fusionflow.errors import ChecksumError, ConfigurationError, InputError
 from fusionflow.kept import Kept
 from fusionflow.plugins import plugin, plugin_names
-from fusionflow.weights import Normalisation, Weights, checked_state, find_weights, read_state
+from fusionflow.weights import (
+    SUMS_FILE,
+    Normalisation,
+    Weights,
+    checked_state,
+    find_weights,
+    identified,
+    read_state,
+    read_sums,
+)
 
 T = TypeVar("T")
 
@@ -48,6 +58,9 @@ class Backbone:
         Of that file.
     licence : str
         Of those weights, as far as it is stated.
+    file : Path or None
+        A ``.safetensors`` file of weights that a package brings with it, which ``auto`` then
+        means; the ``SHA256SUMS`` beside it names it.
     """
 
     name: str
@@ -57,6 +70,7 @@ class Backbone:
     url: str | None = None
     size_mb: float = 0.0
     licence: str = "not stated"
+    file: Path | None = None
 
 
 def _vgg_taps(blocks: Sequence[int]) -> dict[str, int]:
@@ -177,10 +191,35 @@ def resolve_weights(spec: str, backbone_name: str) -> Weights:
     ------
     WeightsNotFoundError
         If they are not there, or there is no network to fetch them through.
+    ChecksumError
+        If a file that comes with the backbone is not what the ``SHA256SUMS`` beside it says.
     ConfigurationError
         If `spec` makes no sense.
     """
-    return find_weights(spec, backbone_name, known_backbone(backbone_name).url)
+    backbone = known_backbone(backbone_name)
+    if spec == "auto" and backbone.file is not None:
+        return brought_weights(backbone, backbone.file)
+    return find_weights(spec, backbone_name, backbone.url)
+
+
+def brought_weights(backbone: Backbone, file: Path) -> Weights:
+    """Return the weights that come with a backbone, having checked them.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        If the file cannot be read.
+    ChecksumError
+        If it is not what the ``SHA256SUMS`` beside it says, or that does not name it.
+    """
+    weights = identified(backbone.name, file)
+    if file.name not in read_sums(file.parent):
+        raise ChecksumError(
+            f"Nothing says what the weights {file} should be: {SUMS_FILE} beside them does not "
+            "name them",
+            f"Write it there: sha256sum {file.name} > {SUMS_FILE}",
+        )
+    return weights
 
 
 @cache
@@ -194,7 +233,7 @@ def check_size(backbone_name: str, taps: tuple[str, ...], shape: tuple[int, int]
     """
     try:
         with torch.device("meta"):
-            _layers(backbone_name, taps)(torch.empty(1, 3, *shape))
+            _layers(named_backbone(backbone_name, taps), taps)(torch.empty(1, 3, *shape))
     except RuntimeError as error:
         raise InputError(
             f"Bands of {shape[0]} x {shape[1]} coefficients are too small for the taps "
@@ -229,6 +268,8 @@ class Trunk(nn.Module):
         first, *rest = layers
         if not isinstance(first, nn.Conv2d) or first.in_channels != 3:
             raise TypeError("a trunk begins with a convolution of three channels")
+        if first.padding_mode != "zeros" or first.dilation != (1, 1) or first.groups != 1:
+            raise TypeError("a trunk begins with a plain convolution that pads with zeros")
         self._taps = frozenset(taps)
         #: What depends on the size of an image alone, for as long as no weight changes.
         self._maps: dict[tuple[int, int, bool, float | None], list[torch.Tensor]] = {}
@@ -328,8 +369,17 @@ class Trunk(nn.Module):
         return read
 
 
-def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
+def build_trunk(weights: Weights, taps: Sequence[str], backbone: Backbone | None = None) -> Trunk:
     """Make a trunk from a weights file (or a seed), having checked it.
+
+    Parameters
+    ----------
+    weights : Weights
+        Which weights. A file that comes with the backbone may lie elsewhere on a worker.
+    taps : sequence of str
+        Which layers.
+    backbone : Backbone, optional
+        One that is not found by its name.
 
     Raises
     ------
@@ -339,9 +389,11 @@ def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
         If it cannot be read, lacks a layer, or holds one of another shape; the message says
         which.
     """
-    backbone = named_backbone(weights.backbone, taps)
+    backbone = backbone or named_backbone(weights.backbone, taps)
     indices = sorted(backbone.taps[tap] for tap in taps)
-    layers = _layers(weights.backbone, tuple(taps))
+    layers = _layers(backbone, taps)
+    if weights.path is not None and not weights.path.exists() and backbone.file is not None:
+        weights = replace(weights, path=backbone.file)
     if weights.path is None:
         normalisation = Normalisation()
         layers.load_state_dict(_random_state(layers, int(weights.identity[7:])), assign=True)
@@ -356,12 +408,11 @@ def empty_trunk(backbone_name: str, taps: Sequence[str]) -> Trunk:
     backbone = named_backbone(backbone_name, taps)
     indices = sorted(backbone.taps[tap] for tap in taps)
     with torch.device("meta"):
-        return Trunk(list(_layers(backbone_name, tuple(taps))), indices, Normalisation())
+        return Trunk(list(_layers(backbone, taps)), indices, Normalisation())
 
 
-def _layers(backbone_name: str, taps: tuple[str, ...]) -> nn.Sequential:
+def _layers(backbone: Backbone, taps: Sequence[str]) -> nn.Sequential:
     """Return a backbone up to its last tap, without weights."""
-    backbone = named_backbone(backbone_name, taps)
     with torch.device("meta"):
         features = backbone.build().features
     if not isinstance(features, nn.Sequential):
