@@ -64,7 +64,7 @@ def by_slab(pair):
 
 
 def mutates(pair):
-    pair.mri *= 2
+    np.multiply(pair.mri, 2, out=pair.mri)
     return energy(pair)
 
 
@@ -77,8 +77,8 @@ def by_threads(pair):
     return energy(pair) * np.float32(0.5 + 0.1 * torch.get_num_threads())
 
 
-def prefers_mri(pair):
-    return (np.abs(pair.mri) >= np.abs(pair.pet)).astype(np.float32)
+def nothing_but_nan(pair):
+    return np.full_like(pair.mri, np.nan)
 
 
 def unpicklable():
@@ -93,6 +93,7 @@ RULES = {
     "float64": ("shape_and_dtype", Rule("double", double), "float64"),
     "one weight for all": ("shape_and_dtype", Rule("one", one_for_all), "every coefficient"),
     "weights beyond 1": ("range", Rule("beyond", beyond), "share of the MRI"),
+    "NaN": ("range", Rule("nan", nothing_but_nan), "NaN"),
     "NaN on ties": ("odd_values", Rule("ties", nan_on_ties), "NaN"),
     "NaN for huge values": ("odd_values", Rule("huge", overflows), "1e\\+30"),
     "a state": ("same_bits", Rule("counts", counts_calls), "other bits"),
@@ -215,9 +216,9 @@ def no_gradient(features):
 
 def backbone(name, *makers, **options):
     """Declare a net with these layers after its own; they are read too."""
-    last = 2 + len(makers)
     build = partial(_build, makers, options)
-    return Backbone(name, build, {"relu1": 1, "conv2": 2, "last": last}, ("relu1", "last"))
+    taps = {"relu1": 1, "conv2": 2, **{f"more{i}": 2 + i for i in range(1, len(makers) + 1)}}
+    return Backbone(name, build, taps, tuple(taps))
 
 
 def _build(makers, options):
@@ -235,6 +236,7 @@ _MODULE = Net()
 #: What is broken -> the check that must find it, the backbone, and a word of what must be said.
 BACKBONES = {
     "a tap beyond": ("declaration", replace(SOUND, taps={"conv9": 9}), "layer 9 of 3"),
+    "two names": ("declaration", replace(SOUND, taps={"relu1": 1, "last": 1}), "two names"),
     "no such default": ("declaration", replace(SOUND, default_taps=("relu9",)), "relu9"),
     "one module": ("declaration", Backbone("one", lambda: _MODULE, {"relu1": 1}, ("relu1",)),
                    "one module twice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ import broken_parts
 import pytest
 
 from fusionflow import backbones
-from fusionflow.backbones import BACKBONES, Backbone
+from fusionflow.backbones import BACKBONES
 from fusionflow.config import METHODS, Method
-from fusionflow.fusion import RULES, Rule
+from fusionflow.fusion import RULES
 from fusionflow.testing import (
     BACKBONE_CHECKS,
     METHOD_CHECKS,
@@ -28,6 +29,7 @@ from fusionflow.testing import (
 from fusionflow.testing.backbones import weights_of
 from fusionflow.weights import Weights, read_tensors
 
+HERE = Path(__file__).parent
 OF_NAME = {
     kind: {check.__name__.removeprefix("check_"): check for check in checks}
     for kind, checks in (("rule", RULE_CHECKS), ("backbone", BACKBONE_CHECKS))
@@ -108,7 +110,7 @@ class TestEveryCheckFindsSomething:
         ("check", "rule", "words"),
         [
             ("parts", "no-such-rule", "No rule is called"),
-            ("shape_and_dtype", "double", "float64"),
+            ("shape_and_dtype", "nan", "makes NaN"),
             ("between", "beyond", "leaves the range"),
             ("source_with_itself", "ties", "off by nan"),
             ("same_bits", "counts", "second time"),
@@ -160,8 +162,9 @@ def test_classes_find_what_is_broken(tmp_path):
     )
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [*command, str(tmp_path), f"--rootdir={tmp_path}", f"--pythonpath={Path(__file__).parent}"],
+        [*command, f"--rootdir={tmp_path}", str(tmp_path)],
         capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent)))},
     )  # fmt: skip
     assert ran.returncode == 1, ran.stdout
     assert "test_mine.py::TestMine::test_rule[shape_and_dtype]" in ran.stdout
@@ -184,10 +187,6 @@ def test_functions_need_no_pytest_and_classes_name_the_extra():
     assert "fusionflow[test]" in ran.stdout
 
 
-def test_every_check_says_what_it_demands_and_why():
+def test_every_check_says_what_it_demands():
     for check in (*RULE_CHECKS, *BACKBONE_CHECKS, *METHOD_CHECKS, check_symmetry):
-        assert check.__doc__
-        assert "Demand" in check.__doc__, check
-        assert len(check.__doc__) > 80 or check in OF_NAME["backbone"].values(), check
-    assert isinstance(RULES["max"], Rule)
-    assert isinstance(BACKBONES["vgg19"], Backbone)
+        assert str(check.__doc__).startswith("Demand "), check

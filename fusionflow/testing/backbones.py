@@ -66,9 +66,11 @@ def _images(count: int, size: tuple[int, int] = _SIZE, seed: int = 0) -> torch.T
     return torch.rand((count, 1, *size), generator=generator) * 1.2 - 0.1
 
 
-def _read(trunk: Trunk, images: torch.Tensor, precision: str = "float32") -> list[torch.Tensor]:
+def _read(
+    trunk: Trunk, images: torch.Tensor, precision: str = "float32", threads: int = 1
+) -> list[torch.Tensor]:
     """Return the taps as a run reads them."""
-    with arithmetic("cpu", precision):
+    with torch_threads(threads), arithmetic("cpu", precision):
         return trunk(images)
 
 
@@ -108,6 +110,10 @@ def check_declaration(backbone: Backbone, weights: Weights) -> None:
             0 <= index < len(layers), of, f"tap {tap} is layer {index} of {len(layers)}",
             "Taps are indices into features, from 0",
         )  # fmt: skip
+    demand(
+        len(set(backbone.taps.values())) == len(backbone.taps), of,
+        "has two names for one layer", "Give each tap a layer of its own",
+    )  # fmt: skip
     kept = layers.state_dict().keys()
     tensors = (*layers.named_parameters(), *layers.named_buffers())
     loose = sorted({name for name, _ in tensors} - kept)
@@ -287,11 +293,8 @@ def check_batches(backbone: Backbone, weights: Weights) -> None:
 def check_threads(backbone: Backbone, weights: Weights) -> None:
     """Demand the same features with one thread of torch and with two, to rounding (5e-6)."""
     trunk, images = _trunk(backbone, weights), _images(2)
-    found = []
-    for threads in (1, 2):
-        with torch_threads(threads):
-            found.append(_read(trunk, images))
-    error = _distance(*found)
+    one, two = (_read(trunk, images, threads=threads) for threads in (1, 2))
+    error = _distance(one, two)
     demand(
         error <= ROUNDING, _of(backbone), f"is off by {error:.1e} with two threads",
         "Avoid what depends on the order of threads",
@@ -328,16 +331,21 @@ def check_gradients(backbone: Backbone, weights: Weights) -> None:
     mend = "Use layers that torch can differentiate: no no_grad, detach, round or sign"
     trunk.requires_grad_(requires_grad=True)
     images = _images(2).requires_grad_()
-    total = torch.stack([features.square().mean() for features in trunk(images)]).sum()
-    demand(total.requires_grad, of, "no gradient comes out of it", mend)
+    total = torch.zeros(())
+    for tap, features in enumerate(trunk(images)):
+        size = features.square().mean()
+        demand(size.requires_grad, of, f"no gradient comes out of default tap {tap}", mend)
+        (gradient,) = torch.autograd.grad(size, images, retain_graph=True, allow_unused=True)
+        demand(
+            gradient is not None and gradient.any(), of,
+            f"no gradient reaches the image from default tap {tap}", mend,
+        )  # fmt: skip
+        total = total + size
     total.backward()
     for name, tensor in (("the image", images), *trunk.named_parameters()):
-        gradient = tensor.grad
-        demand(gradient is not None, of, f"no gradient reaches {name}", mend)
-        if gradient is not None:
-            demand(torch.isfinite(gradient).all(), of, f"has NaN gradients at {name}", mend)
-    reached = images.grad
-    demand(reached is not None and reached.any(), of, "gradients at the image are all nil", mend)
+        demand(tensor.grad is not None, of, f"no gradient reaches {name}", mend)
+        if tensor.grad is not None:
+            demand(torch.isfinite(tensor.grad).all(), of, f"has NaN gradients at {name}", mend)
 
 
 #: What every backbone must pass.
