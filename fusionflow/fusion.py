@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from fusionflow import learned
 from fusionflow.backbones import (
-    Trunk,
     check_size,
     load_trunk,
     named_backbone,
@@ -36,6 +35,7 @@ from fusionflow.device import (
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.plugins import plugin, plugin_names
 from fusionflow.subbands import FloatArray, Subbands
+from fusionflow.trunk import Trunk
 from fusionflow.weights import Weights
 
 

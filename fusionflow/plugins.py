@@ -15,6 +15,7 @@ is part of what a scan was made with: raise it whenever the same options give ot
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,9 @@ from typing import TypeVar
 from fusionflow.errors import ConfigurationError, PlacementError
 
 T = TypeVar("T")
+
+#: Entry points that this process found, by where it looked: a look takes 12 ms, a slab several.
+_found: dict[tuple[str, ...], EntryPoint] = {}
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,11 @@ def plugin(group: str, name: str, kind: type[T]) -> T | None:
         If it cannot be imported, is something else, calls itself otherwise, or two packages
         offer it.
     """
-    found = _entry_point(group, name)
+    place = (group, name, *sys.path)
+    found = _found.get(place) or _entry_point(group, name)
     if found is None:
         return None
+    _found[place] = found
     what = f"{name!r} of {group}, from {_package(found)},"
     try:
         thing = found.load()

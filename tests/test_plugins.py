@@ -1,15 +1,24 @@
 """Other packages add backbones and rules by entry points."""
 
+import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fusionflow import runner
-from fusionflow.backbones import known_backbone
+from fusionflow.backbones import BACKBONES, build_trunk, known_backbone, resolve_weights
 from fusionflow.config import METHODS, ConformOptions, Method, RunConfig, method_names, named_method
-from fusionflow.errors import ConfigurationError, PlacementError
+from fusionflow.errors import (
+    ChecksumError,
+    ConfigurationError,
+    PlacementError,
+    WeightsNotFoundError,
+)
 from fusionflow.fusion import fuse_subbands, named_rule, reads_backbone
 from fusionflow.graph import make_recipe
 from fusionflow.masks import OWN_MASKS
@@ -212,3 +221,47 @@ def _remove(place):
     sys.modules.pop("their_fusion", None)
     while place in sys.path:
         sys.path.remove(place)
+
+
+class TestWeightsThatComeWithABackbone:
+    """`Backbone.file`: the network is the first convolution alone."""
+
+    @pytest.fixture
+    def brought(self, tmp_path, monkeypatch):
+        path = tmp_path / "mine.safetensors"
+        first = {"weight": torch.randn(64, 3, 3, 3), "bias": torch.randn(64)}
+        save_file({f"features.0.{name}": tensor for name, tensor in first.items()}, path)
+        line = f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        (tmp_path / "SHA256SUMS").write_text(line)
+        backbone = replace(BACKBONES["vgg19"], name="mine", url=None, file=path)
+        monkeypatch.setitem(BACKBONES, "mine", backbone)
+        return backbone
+
+    def test_are_what_auto_means_whatever_folder_there_is(self, brought, monkeypatch, tmp_path):
+        monkeypatch.setenv("FUSIONFLOW_WEIGHTS_DIR", str(tmp_path / "elsewhere"))
+        weights = resolve_weights("auto", "mine")
+        assert weights.path == brought.file
+        assert build_trunk(weights, ["conv1_1"]).grey_weight.shape == (64, 1, 3, 3)
+        assert resolve_weights("random:1", "mine").is_random
+
+    def test_are_found_where_the_package_lies_on_a_worker(self, brought, tmp_path):
+        weights = resolve_weights("auto", "mine")
+        there = replace(weights, path=tmp_path / "site-packages" / "mine.safetensors")
+        one, other = (build_trunk(item, ["conv1_1"]) for item in (weights, there))
+        assert torch.equal(one.grey_weight, other.grey_weight)
+        wrong = replace(there, identity="0" * 64)
+        with pytest.raises(ChecksumError, match="have SHA-256"):
+            build_trunk(wrong, ["conv1_1"])
+
+    def test_are_refused_if_they_changed_or_nothing_says_what_they_are(self, brought):
+        sums = brought.file.with_name("SHA256SUMS")
+        kept = sums.read_text()
+        sums.write_text("")
+        with pytest.raises(ChecksumError, match="Nothing says what the weights"):
+            resolve_weights("auto", "mine")
+        sums.write_text(kept.replace(kept[:8], "01234567"))
+        with pytest.raises(ChecksumError, match="changed or is damaged"):
+            resolve_weights("auto", "mine")
+        brought.file.unlink()
+        with pytest.raises(WeightsNotFoundError, match=r"mine\.safetensors"):
+            resolve_weights("auto", "mine")

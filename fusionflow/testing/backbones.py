@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import torch
 from torch import nn
 
-from fusionflow.backbones import Backbone, Trunk, brought_weights, build_trunk
+from fusionflow.backbones import Backbone, brought_weights, build_trunk
 from fusionflow.device import arithmetic
 from fusionflow.errors import FusionflowError
 from fusionflow.stages import torch_threads
@@ -20,6 +20,7 @@ from fusionflow.testing.backbone_files import (
     layers_of,
 )
 from fusionflow.testing.demands import ROUNDING, demand, pickled
+from fusionflow.trunk import Trunk
 from fusionflow.weights import Weights, find_weights
 
 __all__ = ["BACKBONE_CHECKS", "check_backbone", "weights_of"]
