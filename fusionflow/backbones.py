@@ -1,27 +1,29 @@
-"""The pretrained networks: which exist, where their weights come from, how they are read.
-
-A grey slice is three equal channels. So the first convolution and the normalisation before it
-fold into one convolution of a single channel plus a bias map; at the border the map differs,
-because the network pads after normalising. The folding is exact up to rounding.
-"""
+"""The pretrained networks: which exist, where their weights come from, how they are built."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Final, TypeVar
+from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from fusionflow.errors import ConfigurationError, InputError
+from fusionflow.errors import ChecksumError, ConfigurationError, InputError
 from fusionflow.kept import Kept
 from fusionflow.plugins import plugin, plugin_names
-from fusionflow.weights import Normalisation, Weights, checked_state, find_weights, read_state
-
-T = TypeVar("T")
+from fusionflow.trunk import Trunk
+from fusionflow.weights import (
+    SUMS_FILE,
+    Normalisation,
+    Weights,
+    checked_state,
+    find_weights,
+    identified,
+    read_state,
+    read_sums,
+)
 
 #: Entry points of other packages: objects of `Backbone`.
 _GROUP = "fusionflow.backbones"
@@ -48,6 +50,9 @@ class Backbone:
         Of that file.
     licence : str
         Of those weights, as far as it is stated.
+    file : Path or None
+        A ``.safetensors`` file of weights that a package brings with it, which ``auto`` then
+        means; the ``SHA256SUMS`` beside it names it.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Backbone:
     url: str | None = None
     size_mb: float = 0.0
     licence: str = "not stated"
+    file: Path | None = None
 
 
 def _vgg_taps(blocks: Sequence[int]) -> dict[str, int]:
@@ -177,10 +183,35 @@ def resolve_weights(spec: str, backbone_name: str) -> Weights:
     ------
     WeightsNotFoundError
         If they are not there, or there is no network to fetch them through.
+    ChecksumError
+        If a file that comes with the backbone is not what the ``SHA256SUMS`` beside it says.
     ConfigurationError
         If `spec` makes no sense.
     """
-    return find_weights(spec, backbone_name, known_backbone(backbone_name).url)
+    backbone = known_backbone(backbone_name)
+    if spec == "auto" and backbone.file is not None:
+        return brought_weights(backbone, backbone.file)
+    return find_weights(spec, backbone_name, backbone.url)
+
+
+def brought_weights(backbone: Backbone, file: Path) -> Weights:
+    """Return the weights that come with a backbone, having checked them.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        If the file cannot be read.
+    ChecksumError
+        If it is not what the ``SHA256SUMS`` beside it says, or that does not name it.
+    """
+    weights = identified(backbone.name, file)
+    if file.name not in read_sums(file.parent):
+        raise ChecksumError(
+            f"Nothing says what the weights {file} should be: {SUMS_FILE} beside them does not "
+            "name them",
+            f"Write it there: sha256sum {file.name} > {SUMS_FILE}",
+        )
+    return weights
 
 
 @cache
@@ -194,7 +225,7 @@ def check_size(backbone_name: str, taps: tuple[str, ...], shape: tuple[int, int]
     """
     try:
         with torch.device("meta"):
-            _layers(backbone_name, taps)(torch.empty(1, 3, *shape))
+            _layers(named_backbone(backbone_name, taps), taps)(torch.empty(1, 3, *shape))
     except RuntimeError as error:
         raise InputError(
             f"Bands of {shape[0]} x {shape[1]} coefficients are too small for the taps "
@@ -203,133 +234,17 @@ def check_size(backbone_name: str, taps: tuple[str, ...], shape: tuple[int, int]
         ) from error
 
 
-#: Bytes of what a trunk keeps for images of some sizes.
-_MOST_KEPT: Final = 1 << 28
-#: Pixels of an image beyond which `fusionflow.device` lets all images go through one by one.
-_LARGE: Final = 1 << 15
-
-
-class Trunk(nn.Module):
-    """A backbone cut after its last tap, for grey images.
+def build_trunk(weights: Weights, taps: Sequence[str], backbone: Backbone | None = None) -> Trunk:
+    """Make a trunk from a weights file (or a seed), having checked it.
 
     Parameters
     ----------
-    layers : sequence of nn.Module
-        ``features[:last tap + 1]`` with three-channel weights loaded.
-    taps : sequence of int
-        Indices of the layers to read.
-    normalisation : Normalisation
-        What the first layer expects.
-    """
-
-    def __init__(
-        self, layers: Sequence[nn.Module], taps: Sequence[int], normalisation: Normalisation
-    ) -> None:
-        super().__init__()
-        first, *rest = layers
-        if not isinstance(first, nn.Conv2d) or first.in_channels != 3:
-            raise TypeError("a trunk begins with a convolution of three channels")
-        self._taps = frozenset(taps)
-        #: What depends on the size of an image alone, for as long as no weight changes.
-        self._maps: dict[tuple[int, int, bool, float | None], list[torch.Tensor]] = {}
-        mean = torch.tensor(normalisation.mean).view(1, 3, 1, 1)
-        std = torch.tensor(normalisation.std).view(1, 3, 1, 1)
-        weight = first.weight.detach() / std
-        self.stride, self.padding = first.stride, first.padding
-        bias = first.weight.new_zeros(len(weight)) if first.bias is None else first.bias
-        self.grey_weight = nn.Parameter(weight.sum(1, keepdim=True) * normalisation.scale)
-        self.shift_weight = nn.Parameter(-(weight * mean).sum(1, keepdim=True))
-        self.bias = nn.Parameter(bias.detach().clone())
-        self.rest = nn.ModuleList(rest)
-        for index, layer in enumerate(self.rest, start=1):
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = index - 1 not in self._taps
-        self.requires_grad_(requires_grad=False)
-        self.eval()
-        self.to(memory_format=torch.channels_last)
-
-    @property
-    def tap_count(self) -> int:
-        """How many layers are read."""
-        return len(self._taps)
-
-    def of_nothing(self, rows: int, columns: int, value: float) -> list[torch.Tensor]:
-        """Return what `forward` reads from one image of that value everywhere.
-
-        It is kept: all slices of a cohort have few sizes.
-        """
-        image = self.bias.new_full((1, 1, rows, columns), value)
-        return self._kept(rows, columns, value, lambda: self(image))
-
-    def bias_map(self, rows: int, columns: int) -> torch.Tensor:
-        """Return what the first layer adds to an image of that size, (1, channels, y', x')."""
-        ones = self.grey_weight.new_ones((1, 1, rows, columns))
-        return functional.conv2d(ones, self.shift_weight, self.bias, self.stride, self.padding)
-
-    def _kept(
-        self, rows: int, columns: int, value: float | None, make: Callable[[], list[torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        """Return what is kept for a size, or make it."""
-        if self.bias.is_meta or not torch.is_inference_mode_enabled():  # weights may change
-            return make()
-        key = (rows, columns, torch.is_autocast_enabled(self.bias.device.type), value)
-        found = self._maps.get(key)
-        if found is None:
-            found = make()
-            kept = [found, *list(self._maps.values())]
-            if sum(item.nbytes for maps in kept for item in maps) > _MOST_KEPT:
-                self._maps.clear()
-            self._maps[key] = found
-        return found
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Read the taps.
-
-        Parameters
-        ----------
-        images : Tensor, (n, 1, y, x) float32
-            Grey images, 0 black and 1 white.
-
-        Returns
-        -------
-        list of Tensor
-            (n, channels, y', x') for each tap, in the order of the layers.
-        """
-        return self.reduced(images, lambda _, features: features)
-
-    def reduced(self, images: torch.Tensor, reduce: Callable[[int, torch.Tensor], T]) -> list[T]:
-        """Read the taps one by one, so that only one holds memory at a time.
-
-        Parameters
-        ----------
-        images : Tensor, (n, 1, y, x) float32
-            As `forward` takes them.
-        reduce : callable
-            Takes the number of a tap and its features, (n, channels, y', x'), which it must leave
-            as they are.
-
-        Returns
-        -------
-        list
-            What `reduce` makes of each tap, in the order of the layers.
-        """
-        count, (rows, columns) = len(images), images.shape[-2:]
-        if count == 1 and rows * columns <= _LARGE and images.device.type == "cpu":
-            # Convolutions of one small image take another path, with other last bits, than those
-            # of several: then bits would depend on how slices fall into batches.
-            images = images.expand(2, -1, -1, -1).contiguous()
-        features = functional.conv2d(images, self.grey_weight, None, self.stride, self.padding)
-        features += self._kept(rows, columns, None, lambda: [self.bias_map(rows, columns)])[0]
-        read = [reduce(0, features[:count])] if 0 in self._taps else []
-        for index, layer in enumerate(self.rest, start=1):
-            features = layer(features)
-            if index in self._taps:
-                read.append(reduce(len(read), features[:count]))
-        return read
-
-
-def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
-    """Make a trunk from a weights file (or a seed), having checked it.
+    weights : Weights
+        Which weights. A file that comes with the backbone may lie elsewhere on a worker.
+    taps : sequence of str
+        Which layers.
+    backbone : Backbone, optional
+        One that is not found by its name.
 
     Raises
     ------
@@ -339,9 +254,11 @@ def build_trunk(weights: Weights, taps: Sequence[str]) -> Trunk:
         If it cannot be read, lacks a layer, or holds one of another shape; the message says
         which.
     """
-    backbone = named_backbone(weights.backbone, taps)
+    backbone = backbone or named_backbone(weights.backbone, taps)
     indices = sorted(backbone.taps[tap] for tap in taps)
-    layers = _layers(weights.backbone, tuple(taps))
+    layers = _layers(backbone, taps)
+    if weights.path is not None and not weights.path.exists() and backbone.file is not None:
+        weights = replace(weights, path=backbone.file)
     if weights.path is None:
         normalisation = Normalisation()
         layers.load_state_dict(_random_state(layers, int(weights.identity[7:])), assign=True)
@@ -356,12 +273,11 @@ def empty_trunk(backbone_name: str, taps: Sequence[str]) -> Trunk:
     backbone = named_backbone(backbone_name, taps)
     indices = sorted(backbone.taps[tap] for tap in taps)
     with torch.device("meta"):
-        return Trunk(list(_layers(backbone_name, tuple(taps))), indices, Normalisation())
+        return Trunk(list(_layers(backbone, taps)), indices, Normalisation())
 
 
-def _layers(backbone_name: str, taps: tuple[str, ...]) -> nn.Sequential:
+def _layers(backbone: Backbone, taps: Sequence[str]) -> nn.Sequential:
     """Return a backbone up to its last tap, without weights."""
-    backbone = named_backbone(backbone_name, taps)
     with torch.device("meta"):
         features = backbone.build().features
     if not isinstance(features, nn.Sequential):

@@ -216,9 +216,9 @@ def run(
 def _list_methods(ctx: click.Context, *, shown: bool) -> None:
     if not shown:
         return
-    from fusionflow.config import METHODS
+    from fusionflow.config import method_names, named_method
 
-    for method in METHODS.values():
+    for method in map(named_method, method_names()):
         backbone = (
             f"{method.backbone} {', '.join(method.taps)}" if method.backbone else "no network"
         )

@@ -37,6 +37,7 @@ from fusionflow.io.derivatives import (
 from fusionflow.io.files import discard, flush, flush_tree, relative_to, utc_now
 from fusionflow.ledger import publish
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
+from fusionflow.plugins import installed_versions
 from fusionflow.records import OutputFile, Published
 from fusionflow.stages import FusedSlab, Seconds
 from fusionflow.staging import Job, Staged
@@ -113,6 +114,7 @@ def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Publishe
     seconds = sum(stages)
     software = {
         **software_versions(),
+        **installed_versions(recipe.plugins),
         "device": ", ".join(sorted(frozenset().union(*(shard.devices for shard in shards)))),
     }
     halved = _smallest(shard.halved for shard in shards)

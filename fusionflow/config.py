@@ -27,6 +27,10 @@ from fusionflow.cluster_options import ClusterOptions
 from fusionflow.errors import ConfigurationError
 from fusionflow.frames import parse_frames
 from fusionflow.options import Options, explained, read_options
+from fusionflow.plugins import plugin, plugin_names
+
+#: Entry points of other packages: objects of `Method`.
+_GROUP = "fusionflow.methods"
 
 #: Raised by one whenever the same options would give other voxels or other figures.
 ALGORITHM_VERSION = 3
@@ -200,19 +204,38 @@ METHODS: dict[str, Method] = {
 }
 
 
+def find_method(name: str) -> Method | None:
+    """Return the method called `name`, ours or of an installed package; None if there is none.
+
+    Raises
+    ------
+    ConfigurationError
+        If a package offers one that cannot be used.
+    """
+    return METHODS.get(name) or plugin(_GROUP, name, Method)
+
+
 def named_method(name: str) -> Method:
-    """Return the method called `name`.
+    """Return the method called `name`, ours or of an installed package.
 
     Raises
     ------
     ConfigurationError
         If no method has that name; the message lists those that exist.
     """
-    try:
-        return METHODS[name]
-    except KeyError:
-        known = ", ".join(METHODS)
-        raise ConfigurationError(f"No method is called {name!r}", f"Known are: {known}") from None
+    method = find_method(name)
+    if method is None:
+        known = ", ".join(method_names())
+        raise ConfigurationError(
+            f"No method is called {name!r}",
+            f"Known are: {known}. A method of another package needs that installed",
+        )
+    return method
+
+
+def method_names() -> list[str]:
+    """Return the names of our methods, then of those that installed packages offer."""
+    return list(dict.fromkeys([*METHODS, *plugin_names(_GROUP)]))
 
 
 class ConformOptions(Options):
@@ -332,8 +355,9 @@ class RunConfig(Options):
     def _method_by_name(cls, value: object) -> object:
         if isinstance(value, str):
             return named_method(value)
-        if isinstance(value, dict) and str(value.get("name")) in METHODS:
-            known = METHODS[str(value["name"])].model_dump()
+        of_name = find_method(str(value.get("name"))) if isinstance(value, dict) else None
+        if isinstance(value, dict) and of_name is not None:
+            known = of_name.model_dump()
             if isinstance(value.get("transform"), dict):
                 value = {**value, "transform": {**known["transform"], **value["transform"]}}
             return {**known, **value}

@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from fusionflow import learned
 from fusionflow.backbones import (
-    Trunk,
     check_size,
     load_trunk,
     named_backbone,
@@ -36,6 +35,7 @@ from fusionflow.device import (
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.plugins import plugin, plugin_names
 from fusionflow.subbands import FloatArray, Subbands
+from fusionflow.trunk import Trunk
 from fusionflow.weights import Weights
 
 
@@ -96,11 +96,14 @@ class Rule:
     is_learned: bool = False
 
 
-def _constant(value: float) -> WeighBand:
-    def weigh(pair: BandPair) -> FloatArray:
-        return np.full(pair.mri.shape, value, np.float32)
+@dataclass(frozen=True)
+class _Constant:
+    """The same weight everywhere."""
 
-    return weigh
+    value: float
+
+    def __call__(self, pair: BandPair) -> FloatArray:
+        return np.full(pair.mri.shape, self.value, np.float32)
 
 
 def _max(pair: BandPair) -> FloatArray:
@@ -152,9 +155,9 @@ RULES: dict[str, Rule] = {
         Rule("l1-max", _l1_max, reads_backbone=True),
         Rule("max", _max),
         Rule("max-abs", _max_abs),
-        Rule("average", _constant(0.5)),
-        Rule("mri", _constant(1.0)),
-        Rule("pet", _constant(0.0)),
+        Rule("average", _Constant(0.5)),
+        Rule("mri", _Constant(1.0)),
+        Rule("pet", _Constant(0.0)),
     )
 }
 

@@ -20,12 +20,12 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from fusionflow.backbones import Trunk
 from fusionflow.config import Wavelet
 from fusionflow.device import Batch
 from fusionflow.errors import WeightsError
 from fusionflow.options import Options
 from fusionflow.subbands import DWT_DETAILS
+from fusionflow.trunk import Trunk
 
 __all__ = ["BANDS", "FusionNet", "Head", "ModelCard", "make_net", "tap_channels"]
 

@@ -25,6 +25,7 @@ from fusionflow.errors import ConfigurationError
 from fusionflow.io.store import Layout
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS
 from fusionflow.placement import advertised, current_client, wishes
+from fusionflow.provided import plugins_of
 from fusionflow.tenancy import task_name
 from fusionflow.transform import check_levels
 
@@ -125,8 +126,10 @@ def _annotated(
     )
 
 
-def make_recipe(method: Method, region: stages.Region = "frame", *, gpus: int = 0) -> stages.Recipe:
-    """Resolve the weights of a method and say how it is to run.
+def make_recipe(
+    method: Method, region: stages.Region = "frame", *, gpus: int = 0, mask: str = "auto"
+) -> stages.Recipe:
+    """Resolve weights and plug-ins of a method and say how it is to run.
 
     Raises
     ------
@@ -141,6 +144,7 @@ def make_recipe(method: Method, region: stages.Region = "frame", *, gpus: int = 
         weights=weights,
         region=region,
         needs_gpu=bool(gpus) and weights is not None,
+        plugins=plugins_of(method, mask),
     )
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from fusionflow.commit import software_versions
 from fusionflow.errors import FusionflowError
 from fusionflow.fusion import load_network
 from fusionflow.planning import seconds_a_slice
+from fusionflow.plugins import installed_versions
 from fusionflow.stages import Recipe, device_of
 
 __all__ = ["Facts", "Question", "inspect", "versions"]
@@ -77,6 +78,8 @@ class Facts:
         Free there.
     seconds_a_slice : float or None
         As it measured; None if it could not, or is not to fuse.
+    plugins : dict
+        Package that the run takes a plug-in from -> its version, "" if it is not installed.
     """
 
     host: str
@@ -89,6 +92,7 @@ class Facts:
     scratch: str
     scratch_bytes: int
     seconds_a_slice: float | None
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 _TROUBLE = (FusionflowError, OSError, RuntimeError, MemoryError)
@@ -118,6 +122,7 @@ def inspect(question: Question) -> Facts:
         scratch=scratch,
         scratch_bytes=shutil.disk_usage(scratch).free,
         seconds_a_slice=seconds,
+        plugins=installed_versions(recipe.plugins),
     )
 
 

@@ -20,6 +20,8 @@ Mask = npt.NDArray[np.uint8]
 
 _AIR_AT_MOST = 0.25
 _GROUP = "fusionflow.masks"
+#: What needs no other package.
+OWN_MASKS = ("auto", "head")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def mask_rule(name: str) -> MaskRule:
         return MaskRule("head", lambda mri, affine: head_mask(mri))
     found = plugin(_GROUP, name, MaskRule)
     if found is None:
-        known = ", ".join(["auto", "head", *plugin_names(_GROUP)])
+        known = ", ".join([*OWN_MASKS, *plugin_names(_GROUP)])
         raise ConfigurationError(f"No mask rule is called {name!r}", f"Known are: {known}")
     return found
 

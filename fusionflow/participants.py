@@ -185,7 +185,11 @@ class ParticipantLevel:
         """Yield the scans that are to be fused, and tell of the others."""
         plan, (retry, force) = self.plan, self.again
         scans = plan.found.scans
-        for standing in survey(self.paths, plan.source, scans, plan.request, settle=settle):
+        standings = survey(
+            self.paths, plan.source, scans, plan.request,
+            settle=settle, plugins=plan.recipe.plugins,
+        )  # fmt: skip
+        for standing in standings:
             if self.is_stopping():
                 return
             item = asked_again(standing, retry_failed=retry, force=force)

@@ -129,7 +129,7 @@ def plan(
     notes = list(found.notes)
     probe: _Probe | None = None
     try:
-        probe = _Probe(make_recipe(config.method, config.region))
+        probe = _Probe(make_recipe(config.method, config.region, mask=config.conform.mask))
     except WeightsError as error:
         notes.append(f"no estimate of time: {error}")
     scans, excluded = [], list(found.excluded)

@@ -35,6 +35,7 @@ from fusionflow.preflight_checks import (
     memory_check,
     network_check,
     output_check,
+    plugins_check,
     probe_of,
     time_check,
     versions_check,
@@ -146,6 +147,7 @@ def preflight(
     checks = [
         answers_check(known, facts, wrong, silent),
         versions_check(client, facts),
+        *plugins_check(facts, recipe),
         gpus_check(known, facts, recipe),
         *network_check(facts, recipe),
         inputs_check(facts),

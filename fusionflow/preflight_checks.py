@@ -186,6 +186,26 @@ def network_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:
     return [Check("network", "ok", f"{recipe.weights.description}: read by every worker")]
 
 
+def plugins_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:
+    """Whether every worker has the plug-ins of the run, in the versions it was planned with."""
+    if not recipe.plugins:
+        return []
+    wanted = {item.package: item.version for item in recipe.plugins}
+    wrong = {
+        address: ", ".join(
+            f"{package} {item.plugins.get(package) or 'is not installed'}, here {version}"
+            for package, version in wanted.items()
+            if item.plugins.get(package) != version
+        )
+        for address, item in facts.items()
+    }
+    if wrong := {address: text for address, text in wrong.items() if text}:
+        mend = "Install the same versions of these packages on every worker"
+        return [Check("plug-ins", "fails", _grouped(wrong), mend)]
+    names = ", ".join(f"{package} {version}" for package, version in wanted.items())
+    return [Check("plug-ins", "ok", f"{names}: the same on all")]
+
+
 def inputs_check(facts: Mapping[str, Facts]) -> Check:
     """Whether every worker sees the inputs."""
     missing = {

@@ -225,7 +225,7 @@ def _plan(
             participant_labels=participant_labels,
             session_labels=session_labels,
         )
-    recipe = graph.make_recipe(config.method, config.region)
+    recipe = graph.make_recipe(config.method, config.region, mask=config.conform.mask)
     plan = Plan(found.root, found, everything, recipe, request_of(config, recipe.weights))
     if not found.scans and not plan.broken:
         raise _no_scans(source, config.input, found, everything)
@@ -302,7 +302,7 @@ def look(
     holder = living_holder(paths.run_lock)
     standings = survey(
         paths, plan.source, plan.found.scans, plan.request,
-        live_run=holder.run if holder else None, settle=settle,
+        live_run=holder.run if holder else None, settle=settle, plugins=plan.recipe.plugins,
     )  # fmt: skip
     return (
         *(asked_again(item, retry_failed=retry_failed, force=force) for item in standings),

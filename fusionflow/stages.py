@@ -21,6 +21,7 @@ from fusionflow.device import Batch
 from fusionflow.fusion import fuse_subbands, load_network
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
+from fusionflow.plugins import Plugin, require
 from fusionflow.subbands import FloatArray, Subbands
 from fusionflow.transform import decompose, reconstruct
 from fusionflow.weights import Weights
@@ -42,12 +43,15 @@ class Recipe:
         Where metrics are computed.
     needs_gpu : bool
         Whether a fuse task must have been given a GPU by the scheduler.
+    plugins : tuple of Plugin
+        What comes from other packages, in the versions of the process that planned the run.
     """
 
     method: Method
     weights: Weights | None
     region: Region = "frame"
     needs_gpu: bool = False
+    plugins: tuple[Plugin, ...] = ()
 
 
 class Seconds(NamedTuple):
@@ -112,12 +116,14 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     Raises
     ------
     PlacementError
-        If this must run on a GPU worker and the scheduler was not asked for one.
+        If this must run on a GPU worker and the scheduler was not asked for one, or the worker has
+        another version of a plug-in.
     DeviceMemoryError
         If memory does not hold what the network makes of one image.
     """
     if recipe.needs_gpu:
         require_gpu()
+    require(recipe.plugins)
     device = device_of(recipe)
     method, weights = recipe.method, recipe.weights
     if weights is not None:

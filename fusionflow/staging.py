@@ -25,6 +25,7 @@ from fusionflow.io.files import discard, file_sha256, fingerprint, relative_to
 from fusionflow.io.nifti import Orientation
 from fusionflow.io.scans import Scan
 from fusionflow.ledger import OutputPaths
+from fusionflow.plugins import require
 from fusionflow.records import Attempt, InputFile
 from fusionflow.registration_picture import picture_of
 from fusionflow.stages import (
@@ -130,8 +131,11 @@ def stage_scan(job: Job) -> Staged:
         If one changes while it is read.
     StoreError
         If the output cannot be written.
+    PlacementError
+        If this worker has another version of a plug-in.
     """
     began = time.perf_counter()
+    require(job.recipe.plugins)
     scan = job.scan
     files = scan.files
     try:

@@ -15,6 +15,8 @@ from fusionflow.errors import ConfigurationError, FusionflowError, StoreError
 from fusionflow.io.files import file_sha256, fingerprint
 from fusionflow.io.scans import UNREADABLE, Discovery, Scan
 from fusionflow.ledger import OutputPaths, read_attempt, read_published, scan_labels
+from fusionflow.plugins import Plugin
+from fusionflow.provided import plugins_of
 from fusionflow.records import Attempt, Published, Stamp
 from fusionflow.weights import Weights
 
@@ -62,6 +64,8 @@ class Standing:
 def request_of(config: RunConfig, weights: Weights | None) -> str:
     """Return the fingerprint of all that a run asks for: method, weights and preparation.
 
+    Parts that come from other packages count with the version of their package.
+
     Raises
     ------
     ConfigurationError
@@ -81,6 +85,7 @@ def request_of(config: RunConfig, weights: Weights | None) -> str:
         conform.canonical(),
         config.region,
         space,
+        *map(str, plugins_of(config.method, conform.mask)),
     )
 
 
@@ -104,6 +109,7 @@ def standing(
     *,
     live_run: str | None = None,
     settle: float = 0,
+    plugins: Sequence[Plugin] = (),
 ) -> Standing:
     """Say where a scan of the input stands.
 
@@ -121,6 +127,8 @@ def standing(
         The run that is at work now.
     settle : float
         Seconds that the files of a scan must have been left alone.
+    plugins : sequence of Plugin
+        What of `request` comes from other packages: to say why, if one has another version.
     """
     label, damaged = scan.label, None
     record: Published | None = None
@@ -136,7 +144,7 @@ def standing(
     def at(state: State, why: str = "", tried: int = 0) -> Standing:
         return Standing(label, state, why, scan, record, attempt, tried)
 
-    why = damaged if record is None else _why_not(record, paths, scan, source, request)
+    why = damaged if record is None else _why_not(record, paths, scan, source, request, plugins)
     if record is not None and why is None:
         return at("done")
     if attempt is not None and attempt.state == "running" and attempt.run == live_run is not None:
@@ -156,9 +164,16 @@ def standing(
 
 
 def _why_not(
-    record: Published, paths: OutputPaths, scan: Scan, source: Path, request: str
+    record: Published,
+    paths: OutputPaths,
+    scan: Scan,
+    source: Path,
+    request: str,
+    plugins: Sequence[Plugin],
 ) -> str | None:
     """Say why what is published is not what is asked for; None if it is."""
+    if record.request != request and (other := _other_versions(record, plugins)):
+        return other
     why = record.why_not(request, source, tuple(scan.files.values()), scan.pet_info)
     if why is not None:
         return why
@@ -168,6 +183,16 @@ def _why_not(
         if not item.is_there(paths.root):
             return f"{item.path} is missing or damaged"
     return None
+
+
+def _other_versions(record: Published, plugins: Sequence[Plugin]) -> str:
+    """Say which packages had another version when a scan was made; "" for none."""
+    made = {item.package: record.software.get(item.package, "") for item in plugins}
+    return "; ".join(
+        f"made with {item.package} {made[item.package]}, installed is {item.version}"
+        for item in {item.package: item for item in plugins}.values()
+        if made[item.package] not in ("", item.version)
+    )
 
 
 def _changed_lately(scan: Scan, settle: float) -> str | None:
@@ -194,6 +219,7 @@ def survey(
     *,
     live_run: str | None = None,
     settle: float = 0,
+    plugins: Sequence[Plugin] = (),
 ) -> Iterator[Standing]:
     """Yield where each scan of the input stands, one at a time as it is asked for.
 
@@ -201,7 +227,9 @@ def survey(
     """
     for scan in scans:
         try:
-            yield standing(paths, scan, source, request, live_run=live_run, settle=settle)
+            yield standing(
+                paths, scan, source, request, live_run=live_run, settle=settle, plugins=plugins
+            )
         except (OSError, FusionflowError) as error:
             yield Standing(scan.label, "failed", str(error), scan)
 

@@ -74,11 +74,13 @@ def _known(backbone: Backbone) -> Known:
             if path.suffix in (".safetensors", ".pth")
             and path.name.startswith((f"{backbone.name}.", f"{backbone.name}-"))
         ]
+    if backbone.file is not None:
+        found.append(backbone.file)
     if backbone.url and cached_path(backbone.url).is_file():
         found.append(cached_path(backbone.url))
     return Known(
         backbone=backbone.name,
-        source=backbone.url or "none known",
+        source=backbone.url or ("comes with its package" if backbone.file else "none known"),
         licence=backbone.licence,
         size_mb=backbone.size_mb,
         digest=stated_digest(backbone.url) if backbone.url else "",

@@ -17,6 +17,9 @@ from fusionflow.phantom import write_cohort
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+#: A package of its own, whose tests run where it is installed (`test_plugin_package.py`).
+collect_ignore = ["plugin_package"]
+
 # How long an example takes says nothing here: the first one loads torch or compiles a filter.
 settings.register_profile("fusionflow", deadline=None)
 settings.load_profile("fusionflow")

@@ -136,12 +136,6 @@ class TestTrunk:
         with torch.inference_mode():
             assert [features.shape[1] for features in trunk(grey_images())] == [64, 128, 256]
 
-    def test_leaves_its_input_alone(self):
-        images = grey_images()
-        with torch.inference_mode():
-            build_trunk(self.WEIGHTS, ["conv1_1", "relu1_1"])(images)
-        assert torch.equal(images, grey_images())
-
     def test_has_nothing_to_train(self):
         trunk = build_trunk(self.WEIGHTS, ["relu2_1"])
         assert not trunk.training

@@ -15,7 +15,7 @@ from runs import config, job_of
 from strategies import random_stack
 
 from fusionflow import commit, stages, staging
-from fusionflow.backbones import Trunk, resolve_weights
+from fusionflow.backbones import resolve_weights
 from fusionflow.config import METHODS, Method
 from fusionflow.device import Batch, arithmetic
 from fusionflow.errors import DeviceMemoryError, FusionflowError
@@ -23,6 +23,7 @@ from fusionflow.fusion import find_weights, fuse_subbands
 from fusionflow.io.inputs import discover
 from fusionflow.io.scans import Scan
 from fusionflow.transform import decompose
+from fusionflow.trunk import Trunk
 
 ZERO_SHOT, LEARNED = METHODS["dwt-vgg19-l1"], METHODS["dwt-vgg19"]
 #: Fuses in address spaces that hold so many MiB more than what there is; prints what comes of it.

@@ -21,7 +21,7 @@ from strategies import (
     stacks_and_wavelets,
 )
 
-from fusionflow.backbones import BACKBONES, Trunk, load_trunk, resolve_weights
+from fusionflow.backbones import BACKBONES, load_trunk, resolve_weights
 from fusionflow.config import METHODS, Method, Wavelet
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.fusion import (
@@ -33,6 +33,7 @@ from fusionflow.fusion import (
     reads_backbone,
 )
 from fusionflow.phantom import make_phantom
+from fusionflow.trunk import Trunk
 from fusionflow.wavelet import decompose, reconstruct
 
 VGG19 = METHODS["dwt-vgg19-l1"]

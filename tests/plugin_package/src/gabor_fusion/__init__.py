@@ -1,0 +1,1 @@
+"""A backbone of Gabor filters, a rule, and a method of both, for fusionflow."""
