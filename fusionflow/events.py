@@ -75,6 +75,14 @@ class Quarantined:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A scan of so many slices was sent to the cluster: it is in flight."""
+
+    label: str
+    slices: int
+
+
+@dataclass(frozen=True)
 class Fused:
     """A scan was published; `why` says why it was made."""
 
@@ -113,6 +121,7 @@ Event: TypeAlias = (
     | Unchanged
     | Waiting
     | Quarantined
+    | Begun
     | Fused
     | Again
     | Failed

@@ -16,6 +16,7 @@ from fusionflow.config import RunConfig
 from fusionflow.errors import StoreError
 from fusionflow.events import (
     Again,
+    Begun,
     Event,
     Failed,
     Fused,
@@ -41,6 +42,7 @@ from fusionflow.ledger import (
     sweep,
     write_attempt,
 )
+from fusionflow.performance import performance_report
 from fusionflow.preflight import preflight
 from fusionflow.records import Attempt, Published
 from fusionflow.runlock import RunLock
@@ -93,6 +95,10 @@ class ParticipantLevel:
         self.recipe, self.lock, self.log = plan.recipe, lock, log
         self.tell, self.report = tell, report
         self.again = False, False
+        #: Asked before each further scan begins, and every second: what it raises ends the run.
+        self.stop: Callable[[], bool] = lambda: False
+        #: Whether scans were left for that.
+        self.stopped = False
         self._unwritten = 0
         self._forgot = False
         #: Attempts that came to no end yet.
@@ -147,6 +153,8 @@ class ParticipantLevel:
                 self.tell(Started(client.dashboard_link))
                 self._check(client, tenancy, first)
                 stack.enter_context(kept_network(client, self.recipe, tenancy.run))
+                if options.performance_report:
+                    stack.enter_context(performance_report(client, self.paths, tenancy.run))
                 flight = Flight(client, tenancy, self, options, self.recipe)
                 flight.fly(self._jobs(first, rest))
         finally:  # now that the workers are gone, for they wrote until then
@@ -194,7 +202,7 @@ class ParticipantLevel:
     def _jobs(self, first: Standing, rest: Iterator[Standing]) -> Iterator[Job]:
         """Plan the scans, one at a time as there is room for it."""
         due: Standing | None = first
-        while due is not None:
+        while due is not None and not self.stop():
             if due.scan is not None:
                 begun = new_attempt(due.scan, self.plan.source, self.plan.request)
                 begun = replace(begun, attempt=due.tried + 1)
@@ -203,6 +211,7 @@ class ParticipantLevel:
                 except Exception as error:  # one scan must not stop the others
                     self._give_up(begun, understand(error))
             due = next(rest, None)
+        self.stopped = due is not None
 
     def _job(self, scan: Scan, begun: Attempt, why: str) -> Job:
         """Read headers, lay the scan out, and write down that it begins."""
@@ -236,6 +245,7 @@ class ParticipantLevel:
                 f"Cannot write {job.staging}: {error.strerror or error}",
                 "Check space and permissions",
             ) from error
+        self.tell(Begun(scan.label, z))
         return job
 
     def publish(self, job: Job, record: Published) -> None:
@@ -266,6 +276,7 @@ class ParticipantLevel:
     def look_after(self) -> None:
         """Make sure that the folder is still ours, and write the index now and then."""
         self.lock.check()
+        self.stop()
         if time.monotonic() > self._index_due:
             began = time.monotonic()
             write_index(self.paths, self.report.removed)
