@@ -176,13 +176,13 @@ class TestView:
         assert cohort.show(label).save(tmp_path / "scan.html").stat().st_size > 10_000
         with Image.open(cohort.show(label).save(tmp_path / "scan.png")) as picture:
             assert picture.format == "PNG"
-        with pytest.raises(ConfigurationError, match="Which scan of the cohort.*sub-01"):
+        with pytest.raises(ConfigurationError, match=r"Which scan of the cohort.*sub-01"):
             ff.view(cohort)
         with pytest.raises(ScanNotFoundError, match="sub-99"):
             cohort.show("sub-99")
 
     def test_other_names_and_other_data_are_refused(self, tmp_path):
-        with pytest.raises(ConfigurationError, match="scan.pdf"):
+        with pytest.raises(ConfigurationError, match=r"scan\.pdf"):
             ff.view(conformed()).save(tmp_path / "scan.pdf")
         with pytest.raises(SchemaError, match="no variable 'pet'"):
             ff.view(conformed()[["mri"]])

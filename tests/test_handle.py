@@ -62,7 +62,7 @@ class TestRun:
 
     def test_nobody_waits_longer_than_they_want(self, held):
         handle, _, _ = held
-        with pytest.raises(TimeoutError, match="within 0.05 s; it goes on"):
+        with pytest.raises(TimeoutError, match=r"within 0\.05 s; it goes on"):
             handle.result(0.05)
 
     def test_stop_finishes_what_is_in_flight(self, held, phantom_bids, client):
