@@ -53,11 +53,13 @@ class TestNotebook:
     def test_runs_and_says_nothing_on_the_error_stream(self, path, tmp_path, monkeypatch):
         book = executed(path, tmp_path, monkeypatch)
         said = [
-            output.text
+            line
             for cell in book.cells if cell.cell_type == "code"
             for output in cell.outputs if output.get("name") == "stderr"
+            for line in output.text.splitlines()
         ]  # fmt: skip
-        assert said == []
+        # On a busy machine Dask says that a worker took its time to end.
+        assert [line for line in said if "distributed.nanny" not in line] == []
         see = LOOKS[path.stem]
         for kind, text in see:
             assert any(text in item for item in shown(book, kind)), f"no {text} in {kind}"
