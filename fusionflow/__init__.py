@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from fusionflow.errors import FusionflowError
     from fusionflow.events import RunReport
     from fusionflow.graph import compute, fuse
+    from fusionflow.handle import RunHandle
     from fusionflow.runner import run
+    from fusionflow.viewer import view
 
 __all__ = [
     "Cohort",
     "FusionflowError",
     "Method",
     "RunConfig",
+    "RunHandle",
     "RunReport",
     "Wavelet",
     "__version__",
@@ -32,6 +35,7 @@ __all__ = [
     "open_cohort",
     "run",
     "summarise",
+    "view",
 ]
 
 _HOMES = {
@@ -39,6 +43,7 @@ _HOMES = {
     "FusionflowError": "errors",
     "Method": "config",
     "RunConfig": "config",
+    "RunHandle": "handle",
     "RunReport": "events",
     "Wavelet": "config",
     "compute": "graph",
@@ -47,6 +52,7 @@ _HOMES = {
     "open_cohort": "cohort",
     "run": "runner",
     "summarise": "cohort",
+    "view": "viewer",
 }
 
 

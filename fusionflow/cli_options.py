@@ -217,6 +217,11 @@ _RUN_OPTIONS = (
         metavar="TIME",
         help="How long a scan may be in flight before its workers are restarted (default: 2h).",
     ),
+    click.option(
+        "--performance-report",
+        is_flag=True,
+        help="Keep Dask's own report of what ran when and where, OUT_DIR/logs/*.performance.html.",
+    ),
     VERBOSE,
 )
 
@@ -299,6 +304,7 @@ def configured(options: dict[str, Any]) -> RunConfig:
         ("patience", "patience"),
         ("time_limit", "time_limit"),
         ("allow_plain_tcp", "allow_plain_tcp"),
+        ("performance_report", "performance_report"),
     ):
         if options[option] not in (None, False):
             content["cluster"][name] = options[option]

@@ -90,6 +90,9 @@ class ClusterOptions(Options):
     scheduler_patience : float or None
         Seconds to go on trying to reach the scheduler at `address`, where it may still be on its
         way; None tries once, which takes up to half a minute.
+    performance_report : bool
+        Whether Dask's own report of the run is written, ``logs/<run>.performance.html``: some
+        megabytes. On a cluster that is shared it shows the tasks of others, too.
     """
 
     kind: Literal["local", "cuda", "slurm", "kubernetes"] = "local"
@@ -110,6 +113,7 @@ class ClusterOptions(Options):
     allow_plain_tcp: bool = False
     patience: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     scheduler_patience: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    performance_report: bool = False
 
     @field_validator("scheduler_file")
     @classmethod

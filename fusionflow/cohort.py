@@ -13,6 +13,8 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from fusionflow import accessor  # noqa: F401 - who opens a cohort may ask scans their questions
+from fusionflow.display import cohort_html
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
 from fusionflow.index import Records, read_index
 from fusionflow.io.files import UNFINISHED, file_sha256, fingerprint, write_bytes
@@ -20,6 +22,7 @@ from fusionflow.ledger import OutputPaths
 from fusionflow.methods_text import methods_text
 from fusionflow.records import Attempt, Published
 from fusionflow.summary import cohort_table, metrics_dataset, scan_table, summarise_records
+from fusionflow.viewer import View
 
 #: Affines that differ by less are one grid, mm.
 _SAME_AFFINE = 1e-4
@@ -79,6 +82,9 @@ class Cohort:
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"<Cohort {str(self.paths.root)!r}: {len(self)} scans fused{failed}>"
 
+    def _repr_html_(self) -> str:
+        return cohort_html(self)
+
     @property
     def records(self) -> Records:
         """How all scans were made, in the order of their labels."""
@@ -128,6 +134,16 @@ class Cohort:
             return xr.open_zarr(path, chunks={}, consolidated=True)
         except (OSError, ValueError) as error:
             raise StoreError(f"Cannot open {path}: {error}", "Run fusionflow again") from error
+
+    def show(self, label: str) -> View:
+        """Show a scan in three planes, as `fusionflow.view`.
+
+        Raises
+        ------
+        ScanNotFoundError, StoreError
+            As `scan`.
+        """
+        return View(self.scan(label))
 
     def tree(self, labels: Sequence[str] | None = None) -> xr.DataTree:
         """Return scans as a tree, a node each; grids may differ.

@@ -158,6 +158,7 @@ Event: TypeAlias = (
     | Unchanged
     | Waiting
     | Quarantined
+    | Begun
     | Fused
     | Again
     | PutOff

@@ -19,7 +19,7 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from fusionflow import commit, fusion, schema, stages, staging
+from fusionflow import accessor, commit, fusion, schema, stages, staging  # noqa: F401
 from fusionflow.config import Method, named_method
 from fusionflow.errors import ConfigurationError
 from fusionflow.io.store import Layout

@@ -46,6 +46,7 @@ from fusionflow.ledger import (
     sweep,
     write_attempt,
 )
+from fusionflow.performance import performance_report
 from fusionflow.preflight import preflight
 from fusionflow.records import Attempt, Published
 from fusionflow.runlock import RunLock
@@ -158,6 +159,8 @@ class ParticipantLevel:
                     return
                 self._check(client, tenancy, first)
                 stack.enter_context(kept_network(client, self.recipe, tenancy.run))
+                if options.performance_report:
+                    stack.enter_context(performance_report(client, self.paths, tenancy.run))
                 flight = Flight(client, tenancy, self, options, self.recipe)
                 flight.fly(self._jobs(first, rest))
         finally:  # now that the workers are gone, for they wrote until then
@@ -308,6 +311,7 @@ class ParticipantLevel:
     def look_after(self) -> None:
         """Make sure that the folder is still ours, and write the index now and then."""
         self.lock.check()
+        self.stop()
         if time.monotonic() > self._index_due:
             began = time.monotonic()
             write_index(self.paths, self.report.removed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import distributed
 
@@ -17,6 +18,7 @@ from fusionflow import __version__, clusters, cohort, graph
 from fusionflow.config import InputOptions, RunConfig
 from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
+from fusionflow.handle import RunHandle
 from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
 from fusionflow.index import is_whole, write_index
 from fusionflow.io.derivatives import check_folder, write_dataset_files
@@ -36,6 +38,45 @@ logger = logging.getLogger(__name__)
 Level = Literal["participant", "group"]
 
 
+class RunOptions(TypedDict, total=False):
+    """What `run` takes by name, for those who check types."""
+
+    participant_labels: Sequence[str]
+    session_labels: Sequence[str]
+    levels: Sequence[Level]
+    retry_failed: bool
+    force: bool
+    settle: float
+    client: distributed.Client | None
+    on_event: Callable[[Event], None] | None
+    stop: Callable[[], bool] | None
+
+
+Folder: TypeAlias = str | PathLike[str]
+
+
+@overload
+def run(
+    bids_dir: Folder,
+    out_dir: Folder,
+    config: RunConfig | None = None,
+    *,
+    wait: Literal[True] = True,
+    **options: Unpack[RunOptions],
+) -> RunReport: ...
+
+
+@overload
+def run(
+    bids_dir: Folder,
+    out_dir: Folder,
+    config: RunConfig | None = None,
+    *,
+    wait: Literal[False],
+    **options: Unpack[RunOptions],
+) -> RunHandle: ...
+
+
 def run(
     bids_dir: str | PathLike[str],
     out_dir: str | PathLike[str],
@@ -50,7 +91,8 @@ def run(
     client: distributed.Client | None = None,
     on_event: Callable[[Event], None] | None = None,
     stop: Callable[[], bool] | None = None,
-) -> RunReport:
+    wait: bool = True,
+) -> RunReport | RunHandle:
     """Fuse the scans of a BIDS tree, and summarise the cohort.
 
     What was made from the same inputs with the same options before is left as it is.
@@ -77,15 +119,19 @@ def run(
         A cluster to run on; otherwise one is started or reached as `config` says. Unless
         ``cluster.shared`` is false others may work on it, too, and no worker is restarted.
     on_event : callable, optional
-        Called with each `Event`, in this thread.
+        Called with each `Event`, in the thread of the run.
     stop : callable, optional
-        Asked about every second, in this thread. Once it is true no further scan begins; those in
+        Asked about every second, in that thread. Once it is true no further scan begins; those in
         flight are finished and published, and the report's state is ``"interrupted"``. What did
-        not begin is due next time.
+        not begin is due next time. What it raises ends the run.
+    wait : bool
+        False starts the run in a thread and returns at once; what goes wrong is then raised by
+        `RunHandle.result`.
 
     Returns
     -------
     RunReport
+        Or, with ``wait=False``, a `RunHandle`.
 
     Raises
     ------
@@ -102,11 +148,19 @@ def run(
     StoreError
         If the output folder cannot be written.
     """
+    if not wait:
+        go = functools.partial(
+            run, bids_dir, out_dir, config,
+            participant_labels=participant_labels, session_labels=session_labels, levels=levels,
+            retry_failed=retry_failed, force=force, settle=settle, client=client,
+        )  # fmt: skip
+        return RunHandle(go, on_event, stop)
     config = config or RunConfig()
     source, paths = Path(bids_dir).absolute(), OutputPaths(Path(out_dir).absolute())
     tell = on_event or (lambda event: None)
     report = RunReport(run=new_run())
     plan: Plan | None = None
+    work: ParticipantLevel | None = None
     if "participant" in levels:
         plan = _plan(source, paths, config, participant_labels, session_labels)
     elif not paths.scans.is_dir():
@@ -130,8 +184,7 @@ def run(
             if plan is not None:
                 write_dataset_files(paths, plan.source)
                 work = ParticipantLevel(plan, paths, config, lock, log, tell, report)
-                work.stop = stop or work.stop
-                work.again = retry_failed, force
+                work.again, work.stop = (retry_failed, force), stop or work.stop
                 work.go(client, settle)
                 if work.changed or not _is_index_current(paths, lock, report):
                     write_index(paths, report.removed)
@@ -139,7 +192,7 @@ def run(
                 write_index(paths)
             if "group" in levels:
                 _summarise(paths, source, config, report, tell, plan)
-            report.state = "interrupted" if plan is not None and work.stopped else "done"
+            report.state = "interrupted" if work is not None and work.stopped else "done"
         except KeyboardInterrupt:
             report.state = "interrupted"
             raise
