@@ -158,7 +158,6 @@ Event: TypeAlias = (
     | Unchanged
     | Waiting
     | Quarantined
-    | Begun
     | Fused
     | Again
     | PutOff
