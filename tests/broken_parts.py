@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from fusionflow.backbones import Backbone
+from fusionflow.config import Method
 from fusionflow.fusion import Rule
 
 _calls = itertools.count()
@@ -104,6 +105,17 @@ RULES = {
     "bits by threads": ("threads", Rule("by-threads", by_threads), "two threads"),
     "activities ignored": ("reads_backbone", Rule("idle", energy, True), "change nothing"),
 }
+
+
+class Forgets(Method):
+    """Arrives in another process without its temperature."""
+
+    def __reduce__(self):
+        return _forgotten, (self.name, self.rule)
+
+
+def _forgotten(name, rule):
+    return Forgets(name=name, rule=rule)
 
 
 class Net(nn.Module):

@@ -14,6 +14,7 @@ from fusionflow import backbones
 from fusionflow.backbones import BACKBONES
 from fusionflow.config import METHODS, Method
 from fusionflow.fusion import RULES
+from fusionflow.learned import shipped_models
 from fusionflow.testing import (
     BACKBONE_CHECKS,
     METHOD_CHECKS,
@@ -33,6 +34,9 @@ HERE = Path(__file__).parent
 OF_NAME = {
     kind: {check.__name__.removeprefix("check_"): check for check in checks}
     for kind, checks in (("rule", RULE_CHECKS), ("backbone", BACKBONE_CHECKS))
+}
+WITHOUT_MODEL = {name for name, method in METHODS.items() if method.rule == "learned"} - {
+    path.stem for path in shipped_models()
 }
 SYMMETRIC = ("l1-soft", "l1-max", "average")
 
@@ -67,12 +71,19 @@ class TestOurBackbones:
 
 
 class TestOurMethods:
-    @pytest.mark.parametrize("name", METHODS)
+    """Those whose model does not come with fusionflow are refused by name."""
+
+    @pytest.mark.parametrize("name", sorted(METHODS.keys() - WITHOUT_MODEL))
     def test_pass(self, name):
         method = METHODS[name]
         if method.backbone is not None and method.rule != "learned":
             method = method.model_copy(update={"weights": "random:0"})
         check_method(method)
+
+    @pytest.mark.parametrize("name", sorted(WITHOUT_MODEL))
+    def test_need_their_model(self, name):
+        with pytest.raises(AssertionError, match=f"{name}'.* No trained model comes with"):
+            check_method(METHODS[name])
 
 
 class TestEveryCheckFindsSomething:
@@ -127,6 +138,11 @@ class TestEveryCheckFindsSomething:
         method = Method(name="broken", rule=rule, transform={"levels": levels})
         with pytest.raises(AssertionError, match=words):
             checks[check](method)
+
+    def test_a_method_that_does_not_arrive_whole(self):
+        method = broken_parts.Forgets(name="forgets", rule="max", temperature=2.0)
+        with pytest.raises(AssertionError, match="another method once it was pickled"):
+            METHOD_CHECKS[-1](method)
 
     def test_a_learned_rule_is_sent_to_the_methods(self):
         with pytest.raises(AssertionError, match="check_method"):
