@@ -19,7 +19,7 @@ from fusionflow.errors import ScanNotFoundError, StoreError
 from fusionflow.io.derivatives import scan_file_names
 from fusionflow.io.store import open_volume
 from fusionflow.ledger import OutputPaths
-from fusionflow.report.bands import bands_of_slice, frame_width, weight_colours
+from fusionflow.report.bands import PALETTE, bands_of_slice, frame_width, weight_levels
 from fusionflow.report.planes import Choice, head_box, look
 from fusionflow.report.provenance import verdict
 from fusionflow.report.scan import write_scan_report
@@ -34,7 +34,8 @@ def script(html, name):
 
 
 def picture(uri):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    return np.asarray(image.convert("RGB"))
 
 
 def weights(html):
@@ -102,7 +103,7 @@ class TestWeights:
         assert np.isfinite(band.weight[width:-width, width:-width]).mean() > 0.9
 
     def test_have_a_colour_each(self):
-        colours = weight_colours(np.array([[0, 0.5, 1, np.nan, 7]], np.float32))[0]
+        colours = PALETTE[weight_levels(np.array([[0, 0.5, 1, np.nan, 7]], np.float32))[0]]
         assert colours[[0, 1, 2]].tolist() == [[217, 95, 14], [242, 242, 242], [33, 102, 172]]
         assert colours[3].tolist() == [88, 88, 88]
         assert_array_equal(colours[4], colours[2])

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pywt
 
 from fusionflow.config import Transform, Wavelet
@@ -26,6 +25,7 @@ LEAST_DIFFERENCE = 1 / 2048
 _PERCENTILE = 99.5
 _PET, _EVEN, _MRI = (217, 95, 14), (242, 242, 242), (33, 102, 172)
 _UNKNOWN = (88, 88, 88)
+_STEPS = 100
 
 #: The colour of weights 0, 1/2, 1, and of those that cannot be known.
 COLOURS = {"pet": _PET, "even": _EVEN, "mri": _MRI, "unknown": _UNKNOWN}
@@ -168,16 +168,23 @@ def frame_width(wavelet: Wavelet, level: int) -> int:
     return width
 
 
-def weight_colours(weight: FloatArray) -> Levels:
-    """Colour weights, (y', x') to (y', x', 3) uint8, front up: from the PET's to the MRI's colour.
+def weight_levels(weight: FloatArray) -> Levels:
+    """Return weights, (y', x'), as places in `PALETTE`, (y', x') uint8, front up.
 
-    Weights beyond 0 to 1, which no rule of ours gives, are shown as 0 and 1.
+    Weights beyond 0 to 1, which no rule of ours gives, become 0 and 1.
     """
     known = np.isfinite(weight)
-    share = np.clip(np.where(known, weight, 0.5), 0, 1)[..., None]
-    pet, even, mri = (np.array(colour, np.float32) for colour in (_PET, _EVEN, _MRI))
-    below = pet + (even - pet) * 2 * share
-    above = even + (mri - even) * (2 * share - 1)
-    colours: npt.NDArray[np.float32] = np.where(share < 0.5, below, above) + 0.5
-    colours[~known] = _UNKNOWN
-    return colours.astype(np.uint8)[::-1]
+    steps = np.clip(np.where(known, weight, 0), 0, 1) * _STEPS + np.float32(0.5)
+    return np.where(known, steps, _STEPS + 1).astype(np.uint8)[::-1]
+
+
+def _palette() -> Levels:
+    """Return a colour for each step from the PET's over even to the MRI's, then the unknown."""
+    share = np.linspace(0, 1, _STEPS + 1)
+    inks = np.array([_PET, _EVEN, _MRI]).T
+    ramp = [np.interp(share, (0, 0.5, 1), ink) for ink in inks]
+    return np.concatenate([np.rint(np.transpose(ramp)), [_UNKNOWN]]).astype(np.uint8)
+
+
+#: The colours of weights, (level, 3) uint8: a hundredth each, and the last of those not known.
+PALETTE = _palette()

@@ -21,10 +21,10 @@ Range: TypeAlias = tuple[int, int]
 
 _MOST_SLICES = 40  # of a plane
 _LEAST_SLICES = 16
-_MOST_PIXELS = 2_200_000  # of all slices of a plane
+_MOST_PIXELS = 1_600_000  # of all slices of a plane
 _MOST_SIDE = 512  # pixels of a slice
 _MOST_VOXELS = 128  # of the smaller copy, along an axis
-_QUALITY = 80
+_QUALITY = 75
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Choice:
         --------
         >>> choice = Choice.of_head((256, 256, 256), ((3, 250), (20, 240), (40, 215)))
         >>> choice.places[0], choice.block
-        (range(6, 251, 8), (2, 2, 2))
+        (range(5, 251, 11), (2, 2, 2))
         """
         places = []
         for axis, (first, last) in enumerate(box):
@@ -209,15 +209,20 @@ def _halved(slices: Levels) -> Levels:
 
 def webp(picture: Levels) -> bytes:
     """Return a picture, (rows, columns) or (rows, columns, 3) uint8, as a small WebP."""
-    return _saved(picture, "WEBP", quality=_QUALITY, method=4)
-
-
-def png(picture: Levels) -> bytes:
-    """Return a picture, (rows, columns) or (rows, columns, 3) uint8, as a PNG."""
-    return _saved(picture, "PNG", optimize=True)
-
-
-def _saved(picture: Levels, kind: str, **options: Any) -> bytes:  # noqa: ANN401
     content = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(content, kind, **options)
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    image.save(content, "WEBP", quality=_QUALITY, method=4)
+    return content.getvalue()
+
+
+def png(picture: Levels, palette: Levels | None = None) -> bytes:
+    """Return a picture, (rows, columns) or (rows, columns, 3) uint8, as a PNG.
+
+    With a palette, (level, 3) uint8, levels are places in it.
+    """
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
     return content.getvalue()

@@ -23,7 +23,7 @@ from fusionflow.metrics import PAIR_METRICS, Metric
 from fusionflow.overlay import pet_on_mri
 from fusionflow.records import Published
 from fusionflow.report import provenance, volumes
-from fusionflow.report.bands import COLOURS, BandOfSlice, bands_of_slice, weight_colours
+from fusionflow.report.bands import COLOURS, PALETTE, BandOfSlice, bands_of_slice, weight_levels
 from fusionflow.report.curves import HEIGHT, WIDTH, Curve, curves
 from fusionflow.report.page import data_uri, figure, render
 from fusionflow.report.planes import PLANES, Choice, Shown, head_box, look, png, webp
@@ -156,7 +156,7 @@ def _page(paths: OutputPaths, record: Published, method: Method, group: Path) ->
         panels=panels,
         exact=isinstance(method.transform, Wavelet),
         band_picture=_band_picture,
-        weight_picture=lambda weight: data_uri(png(weight_colours(weight)), "image/png"),
+        weight_picture=_weight_picture,
         weight_inks=COLOURS,
         curves=lines,
         drawing=(WIDTH, HEIGHT),
@@ -282,6 +282,10 @@ def _panels(group: Path, choice: Choice, method: Method, slab: int) -> Iterator[
 
 def _band_picture(picture: npt.NDArray[np.uint8]) -> str:
     return data_uri(webp(picture), "image/webp")
+
+
+def _weight_picture(weight: npt.NDArray[np.float32]) -> str:
+    return data_uri(png(weight_levels(weight), PALETTE), "image/png")
 
 
 def _slice_metrics(group: Path) -> tuple[dict[str, Any], dict[str, Any]]:

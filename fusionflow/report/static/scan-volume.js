@@ -1,7 +1,7 @@
 "use strict";
 // NiiVue, which is unpacked when the part of the page with the volumes is opened.
 
-const viewer = Object.fromEntries(["volume", "volume-image", "volume-pet", "volume-view", "volume-cut", "volume-said", "niivue"]
+const viewer = Object.fromEntries(["volume", "volume-image", "volume-pet", "volume-view", "volume-said", "niivue"]
   .map((name) => [name, document.getElementById(name)]));
 const text = (id) => document.getElementById(id).textContent;
 
@@ -37,7 +37,6 @@ function showView(shown) {
     coronal: shown.sliceTypeCoronal, sagittal: shown.sliceTypeSagittal,
   };
   shown.setSliceType(kinds[viewer["volume-view"].value]);
-  shown.setClipPlane(viewer["volume-cut"].checked ? [0.1, 270, 0] : [2, 0, 0]); // 2: beyond it
 }
 
 async function openViewer() {
@@ -59,7 +58,7 @@ async function openViewer() {
   showView(shown);
   viewer["volume-image"].addEventListener("change", () => showVolumes(shown));
   viewer["volume-pet"].addEventListener("input", () => shown.setOpacity(1, Number(viewer["volume-pet"].value) / 100));
-  for (const name of ["volume-view", "volume-cut"]) viewer[name].addEventListener("change", () => showView(shown));
+  viewer["volume-view"].addEventListener("change", () => showView(shown));
   say("");
   viewer.volume.dataset.ready = "yes";
   viewer.volume.viewer = shown;
