@@ -85,7 +85,7 @@ def test_a_click_goes_there(head, opened):
     page.do(
         "const f = document.querySelector('canvas').getBoundingClientRect();"
         "document.querySelector('canvas').dispatchEvent(new MouseEvent('click',"
-        "{clientX: f.left + f.width / 4, clientY: f.top + f.height / 4}))"
+        "{clientX: f.left + f.width * 14.5 / 56, clientY: f.top + f.height * 17.5 / 68}))"
     )
     captions = [item.text for item in page.browser.find_elements("css selector", "figcaption")]
     assert captions == ["axial, z = 28", "coronal, y = 50", "sagittal, x = 14"]
