@@ -51,7 +51,7 @@ def cohort_html(cohort: Cohort) -> str:
         root=printable(cohort.paths.root),
         counts={
             "fused": len(cohort),
-            "failed": len(cohort.failures),
+            "not fused": len(cohort.failures),
             "gone from the input": len(cohort.removed),
         },
         looked_at="" if len(records) == len(cohort) else f"of {len(records)} scans, evenly spread",

@@ -66,7 +66,7 @@ class TestCohort:
         failures = [vars(Attempt("sub-77", "quarantined", "too few slices", "ImageError"))]
         text = text_of(write_index_file(tmp_path / "out", records, failures)._repr_html_())
         assert "5 fused" in text
-        assert "1 failed" in text
+        assert "1 not fused" in text
         assert "dwt-vgg19-l1 (5)" in text
         assert "7 × 6 × 5, 0.1 × 2 × 3 mm (5)" in text
         assert "MRI 0.3 0.2 0.4" in text  # median and quartiles of 0.1 to 0.5

@@ -82,7 +82,7 @@ LOOKS = {
     "your_own_method": [("image/png", ""), ("text/html", "ssim")],
     "comparing_methods": [("image/png", ""), ("text/html", "dwt-vgg19")],
     "quality_control": [
-        ("text/html", "Not fused:"),
+        ("text/html", "Not fused, or not again:"),
         ("text/html", "<iframe title="),
         ("image/png", ""),
         ("text/plain", "'fused': "),
