@@ -87,15 +87,19 @@ def _package(filename: str) -> str:
 
 def are_json() -> bool:
     """Whether everything on the standard error stream is to be JSON."""
+    return _json_handler() is not None
+
+
+def _json_handler() -> logging.Handler | None:
     handlers = logging.getLogger("fusionflow").handlers
-    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+    return next((item for item in handlers if isinstance(item.formatter, JsonFormatter)), None)
 
 
 def adopt_others() -> None:
     """Let loggers of libraries that write to the terminal themselves write JSON as well."""
-    if not are_json():
+    ours = _json_handler()
+    if ours is None:
         return
-    (ours,) = logging.getLogger("fusionflow").handlers
     for logger in logging.Logger.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             for handler in list(logger.handlers):
