@@ -45,16 +45,15 @@ def test_every_line_is_an_object_with_the_same_three_names(call, bids, tmp_path)
         assert before <= datetime.fromisoformat(line.pop("time")) <= datetime.now(UTC)
         assert line.pop("level") in ("debug", "info", "warning", "error")
         assert line.keys() - {"event"} <= DOCUMENTED[line["event"]]
-    told = [line["event"] for line in lines if line["event"] not in ("begun", "fused", "log")]
-    assert told == [
-        "planned", "skipped", "started", "preflight", "staffed", "failed", "ended",
+    often = ("begun", "fused", "log", "staffed")
+    assert [line["event"] for line in lines if line["event"] not in often] == [
+        "planned", "skipped", "started", "preflight", "failed", "ended",
     ]  # fmt: skip
-    assert told.index("planned") == 0
     by_event = {line["event"]: line for line in lines}
     assert by_event["planned"]["scans"] == 3
     assert by_event["skipped"]["label"] == "sub-03_ses-baseline"
     assert by_event["failed"]["label"] == BAD
-    assert "1000" in by_event["failed"]["reason"] or pet_of(bids).name in str(by_event["failed"])
+    assert pet_of(bids).name in by_event["failed"]["reason"]
     assert by_event["begun"]["slices"] == 40
     assert sum(line["event"] == "fused" for line in lines) == 2
     assert by_event["staffed"]["memory_bytes"] > 1e6
