@@ -71,14 +71,12 @@ class _Commands(click.Group):
         except FusionflowError as error:
             logging.getLogger("fusionflow").debug("traceback", exc_info=error)
             _complain(ctx, str(error), _exit_code(error))
-        except OSError as error:  # of the machine, mostly; where a scan is concerned it is known
-            logging.getLogger("fusionflow").info("traceback", exc_info=error)
-            where = f"{error.filename}: " if error.filename else ""
-            _complain(ctx, f"{where}{error.strerror or error}", EXIT_NOTHING_RAN)
         except Exception as error:
+            logging.getLogger("fusionflow").info("traceback", exc_info=error)
+            if isinstance(error, OSError) and error.filename and error.strerror:  # the machine's
+                _complain(ctx, f"{error.filename}: {error.strerror}", EXIT_NOTHING_RAN)
             from fusionflow.bug import report_bug
 
-            logging.getLogger("fusionflow").info("traceback", exc_info=error)
             _complain(ctx, report_bug(error), EXIT_BUG)
         except KeyboardInterrupt:  # or SIGTERM
             _complain(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -21,6 +23,10 @@ _SHORT = 200
 
 class _Handler(logging.StreamHandler[TextIO]):
     """Writes to what is the standard error stream by then: a live display stands in for it."""
+
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        super().__init__()
+        self.setLevel(level)
 
     @property
     def stream(self) -> TextIO:
@@ -51,7 +57,7 @@ def set_up(verbose: int, *, as_json: bool = False) -> None:
         logger.addHandler(handler)
         logger.propagate = False
         if as_json:
-            logging.getLogger().addHandler(handler)
+            logging.getLogger().addHandler(_as_json(logging.StreamHandler()))
         _catch_warnings()
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
 
@@ -88,21 +94,33 @@ def _package(filename: str) -> str:
 def are_json() -> bool:
     """Whether everything on the standard error stream is to be JSON."""
     handlers = logging.getLogger("fusionflow").handlers
-    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+    return any(isinstance(item.formatter, JsonFormatter) for item in handlers)
 
 
-def adopt_others() -> None:
-    """Let loggers of libraries that write to the terminal themselves write JSON as well."""
-    if not are_json():
-        return
-    (ours,) = logging.getLogger("fusionflow").handlers
-    for logger in logging.Logger.manager.loggerDict.values():
+@contextlib.contextmanager
+def others_as_json() -> Iterator[None]:
+    """Let libraries that log to the terminal themselves write JSON as long as this is open."""
+    before: list[tuple[logging.Logger, list[logging.Handler]]] = []
+    for logger in list(logging.Logger.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger):
-            for handler in list(logger.handlers):
-                if type(handler) is logging.StreamHandler:
-                    logger.removeHandler(handler)
-                    if ours not in logger.handlers:
-                        logger.addHandler(ours)
+            handlers = [_as_json(handler) for handler in logger.handlers]
+            if handlers != logger.handlers:
+                before.append((logger, logger.handlers))
+                logger.handlers = handlers
+    try:
+        yield
+    finally:
+        for logger, handlers in before:
+            logger.handlers = handlers
+
+
+def _as_json(handler: logging.Handler) -> logging.Handler:
+    """Return what writes JSON in place of what writes text; one each, for Dask sets its level."""
+    if type(handler) is not logging.StreamHandler:
+        return handler
+    ours = _Handler(handler.level)
+    ours.setFormatter(JsonFormatter())
+    return ours
 
 
 def complain(message: str, exit_code: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -108,10 +109,11 @@ class JsonLines:
 
     def __init__(self, method: Method) -> None:
         self.method = method
+        self._others = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Make libraries write JSON, too."""
-        logs.adopt_others()
+        self._others.enter_context(logs.others_as_json())
         return self
 
     def __exit__(
@@ -120,7 +122,8 @@ class JsonLines:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Do nothing: there is a line for the error."""
+        """Leave libraries as they were."""
+        self._others.close()
 
     def show(self, event: Event) -> None:
         """Write the lines of an event."""

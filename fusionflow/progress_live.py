@@ -33,6 +33,8 @@ class Live:
             total=max(tally.total, 1),
             completed=tally.through,
             width=max(min(width - cell_len(done), _WIDEST), 4),
+            complete_style="cyan",  # of itself it is red, as if something had failed
+            finished_style="green",
         )
         row = Table.grid()
         row.add_row(bar, Text(done, no_wrap=True, overflow="ellipsis"))
@@ -46,7 +48,7 @@ class Live:
             yield Text("stopping", "bold yellow")
         yield Text(f"{tally.fused} fused", "green" if tally.fused else "")
         if tally.untouched:
-            yield Text(f"{tally.untouched} as before")
+            yield Text(f"{tally.untouched} untouched")
         yield Text(f"{tally.failed} failed", "red" if tally.failed else "")
         yield Text(f"{tally.in_flight} in flight")
         if (rate := tally.rate) is not None:

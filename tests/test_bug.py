@@ -66,6 +66,7 @@ class TestABug:
         assert line["message"].startswith("This is a bug")
 
     def test_is_not_what_the_machine_refuses(self, fails):
+        assert "This is a bug" in fails(TimeoutError()).stderr  # says nothing of itself
         result = fails(PermissionError(13, "Permission denied", "/data/x"))
         assert result.exit_code == 4
         assert result.stderr == "Error: /data/x: Permission denied\n"
@@ -113,9 +114,10 @@ def test_what_others_log_is_json_where_all_is(capsys):
     theirs.addHandler(logging.StreamHandler())
     try:
         logs.set_up(0, as_json=True)
-        logs.adopt_others()
-        theirs.warning("worker %s went", "a")
-        theirs.error("at once", exc_info=ZeroDivisionError("x"))
+        with logs.others_as_json():
+            theirs.warning("worker %s went", "a")
+            theirs.error("at once", exc_info=ZeroDivisionError("x"))
+        assert type(theirs.handlers[0]) is logging.StreamHandler
     finally:
         logging.getLogger().handlers[:] = before
         theirs.handlers.clear()

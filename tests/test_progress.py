@@ -231,7 +231,7 @@ class TestOnATerminal:
         assert frame[0].endswith("━ 1202/5000 scans")
         said = "   ".join(frame[1:])
         for item in (
-            "1 fused", "1200 as before", "1 failed", "1 in flight", "slices/s", " s gone",
+            "1 fused", "1200 untouched", "1 failed", "1 in flight", "slices/s", " s gone",
             "memory 21.4 of 64 GB", "8 workers",
         ):  # fmt: skip
             assert item in said

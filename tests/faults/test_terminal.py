@@ -1,0 +1,103 @@
+"""A run at a real terminal of 40 columns: the display as it is left, and Ctrl-C typed there."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+
+import pytest
+from runs import LABELS
+from scene import DWT_MAX
+
+import fusionflow as ff
+from fusionflow.events import EXIT_DONE, EXIT_INTERRUPTED
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
+
+
+class AtATerminal:
+    """A command whose terminal is one of our own; it is the session's, so typing reaches all."""
+
+    def __init__(self, columns, *words):
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fusionflow", *map(str, words)],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            env={**os.environ, "TERM": "xterm-256color"},
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(theirs)
+        self.shown = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        while True:
+            try:
+                self.shown += os.read(self._ours, 1 << 16).decode(errors="replace")
+            except OSError:
+                return
+
+    def wait_for(self, pattern, seconds=90):
+        until = time.monotonic() + seconds
+        while not re.search(pattern, self.shown):
+            assert time.monotonic() < until, self.shown
+            assert self.process.poll() is None, self.shown
+            time.sleep(0.02)
+
+    def type(self, keys):
+        os.write(self._ours, keys)
+
+    def end(self):
+        try:
+            return self.process.wait(timeout=90)
+        finally:
+            self.process.kill()
+            self._reader.join()
+            os.close(self._ours)
+
+    def last_frame(self):
+        """Return the lines from the bar on, as they are left."""
+        frame = re.split(r"\x1b\[2K", self.shown)[-1]
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", frame).split("\r\n")
+
+
+@pytest.fixture
+def run(bids, tmp_path):
+    (tmp_path / "run.yaml").write_text("cluster: {window: 1, n_workers: 1}\n")
+    words = ("run", bids, tmp_path / "out", *DWT_MAX, "--config", tmp_path / "run.yaml")
+    return AtATerminal(40, *words)
+
+
+def test_shows_all_that_is_known_in_40_columns(run):
+    assert run.end() == EXIT_DONE, run.shown
+    frame = run.last_frame()
+    assert frame[0].endswith("━ 4/4 scans")
+    said = "   ".join(frame)
+    for pattern in (
+        "4 fused", "0 failed", "0 in flight", r"\d slices/s", r"\d s gone",
+        r"memory [\d.]+ of [\d.]+ GB", "1 worker ",
+    ):  # fmt: skip
+        assert re.search(pattern, said), said
+    display = frame[: next(i for i, line in enumerate(frame) if line.startswith("4 fused, "))]
+    assert all(len(line) < 40 for line in display)
+    assert re.search(r"about \d+ s left", run.shown)
+
+
+def test_typing_ctrl_c_once_spares_the_workers(run, tmp_path):
+    """A terminal sends it to every process of the run; only the run itself takes notice."""
+    run.wait_for(r"1 fused\x1b\[0m   0 failed   1 in flight")
+    run.type(b"\x03")
+    assert run.end() == EXIT_INTERRUPTED, run.shown
+    assert "Finishing 1 scan that is in flight" in run.shown
+    assert "failed\x1b" not in run.shown
+    published = list(ff.open_cohort(tmp_path / "out").labels)
+    assert published == LABELS[: len(published)]
+    assert 2 <= len(published) < 4
