@@ -324,6 +324,18 @@ class TestPage:
         assert page.complaints() == []
 
 
+def test_of_two_ways_groups_by_method_and_sets_them_side_by_side(page, tmp_path):
+    made = [record(n) for n in range(20)]
+    made += [record(n, request="e" * 64, method={"name": "average"}) for n in range(20, 30)]
+    page.open(write_cohort_report(write_output(tmp_path / "out", made)))
+    rows = texts(page, "figure[data-figure=ssim_mri] svg > text:not(.soft)")
+    assert rows == ["average", "dwt-vgg19-l1"]
+    assert "about different scans" in page.find("#compared").text
+    page.picture("cohort-two-ways")
+    assert page.complaints() == []
+    assert page.violations() == []
+
+
 def test_of_a_cohort_that_has_no_scan_yet(page, tmp_path):
     paths = write_output(tmp_path / "out", [])
     write_attempt(paths, Attempt("sub-01", "failed", "<b>why</b>", "StoreError"))
