@@ -90,14 +90,14 @@ def brainweb(data: Path, _weights: Path | None = None) -> None:
 
 
 def phantom(_data: Path | None = None, _weights: Path | None = None) -> None:
-    """Draw the bands and the methods, on the slice of a phantom that cuts both lesions best."""
+    """Draw the bands and the methods, on slices of a phantom that cut its lesions."""
     from fusionflow import fusion, images, transform
     from fusionflow.config import METHODS
     from fusionflow.graph import make_recipe
 
-    mri, pet = _phantom_slice()
+    mri, pet, places = _phantom_slices()
     method = METHODS["dwt-vgg19"]
-    bands = [transform.decompose(source[None], method.transform) for source in (mri, pet)]
+    bands = [transform.decompose(source[:1], method.transform) for source in (mri, pet)]
     fused = fusion.fuse_subbands(*bands, method, fusion.find_weights(method))
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ("MRI", "PET", "weight", "fused")}
     of = (list(subbands.bands()) for subbands in (*bands, fused))
@@ -108,14 +108,16 @@ def phantom(_data: Path | None = None, _weights: Path | None = None) -> None:
     _sheet(rows, ("a", "h", "v", "d")).save(FIGURES / "phantom-bands.png", optimize=True)
     made = {"MRI": mri, "PET": pet}
     for name in COMPARED:
-        made[name] = images.fuse_slices(mri[None], pet[None], make_recipe(METHODS[name]))[0]
-    _sheet({"": list(made.values())}, tuple(made)).save(
-        FIGURES / "phantom-methods.png", optimize=True
-    )
+        made[name] = images.fuse_slices(mri, pet, make_recipe(METHODS[name]))
+    lesions = {
+        f"{name} lesion": [_cut(values[i], places[i]) for values in made.values()]
+        for i, name in enumerate(("PET", "MRI"))
+    }
+    _sheet(lesions, tuple(made)).save(FIGURES / "phantom-methods.png", optimize=True)
 
 
-def _phantom_slice() -> tuple[np.ndarray, np.ndarray]:
-    """Return the MRI and the PET of the slice in which the lesions are most, 0..1."""
+def _phantom_slices() -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """Return MRI and PET, 0..1, in the slices of the PET's and the MRI's lesion, and where."""
     import numpy as np
     from scipy import ndimage
 
@@ -123,16 +125,26 @@ def _phantom_slice() -> tuple[np.ndarray, np.ndarray]:
 
     head = make_phantom(1)
     to_pet = np.linalg.inv(head.pet_affine) @ head.t1w_affine
-    pet = ndimage.affine_transform(
-        head.pet, to_pet[:3, :3], to_pet[:3, 3], head.t1w.shape, order=1
-    ).T
-    where = [np.linalg.solve(head.t1w_affine, [*ball.centre, 1])[2] for ball in head.lesions]
-    z = round(float(np.mean(where)))
-    t1w = head.t1w.T
-    return tuple(
-        np.ascontiguousarray(v[z, ::-1] / np.percentile(v[v > v.mean()], 99.5), np.float32)
-        for v in (t1w, pet)
+    pet = ndimage.affine_transform(head.pet, to_pet[:3, :3], to_pet[:3, 3], head.t1w.shape, order=1)
+    to_voxel = np.linalg.inv(head.t1w_affine)
+    where = [np.rint(to_voxel @ [*ball.centre, 1]).astype(int) for ball in head.lesions]
+    cut = []
+    for volume in (head.t1w, pet):
+        scaled = volume.T / np.percentile(volume[volume > volume.mean()], 99.5)
+        cut.append(np.float32([scaled[z, ::-1] for _, _, z, _ in where]))
+    return *cut, [(head.t1w.shape[1] - 1 - y, x) for x, y, _, _ in where]
+
+
+def _cut(values: np.ndarray, place: tuple[int, int], half: int = 20) -> np.ndarray:
+    """Return a square about a place, as near to it as the slice allows."""
+    rows, columns = (
+        slice(start, start + 2 * half)
+        for start in (
+            min(max(at - half, 0), size - 2 * half)
+            for at, size in zip(place, values.shape, strict=True)
+        )
     )
+    return values[rows, columns]
 
 
 def _weight(mri: np.ndarray, pet: np.ndarray, fused: np.ndarray) -> np.ndarray:
@@ -150,7 +162,7 @@ def _sheet(rows: dict[str, list[np.ndarray]], columns: tuple[str, ...]) -> Image
     from PIL import Image, ImageDraw, ImageFont
 
     high, wide = next(iter(rows.values()))[0].shape
-    scale, gap, left, top = max(1, round(180 / high)), 6, 70 if any(rows) else 0, 24
+    scale, gap, left, top = max(1, round(140 / high)), 6, 96, 24
     high, wide = high * scale, wide * scale
     size = (left + len(columns) * (wide + gap), top + len(rows) * (high + gap))
     sheet = Image.new("L", size, 255)

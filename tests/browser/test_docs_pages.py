@@ -59,6 +59,10 @@ def test_every_page_opens_from_a_folder(page, site):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_everybody_can_read_it(page, site, name, scheme):
     page.open(site / f"{name}.html", scheme=scheme)
+    page.do("localStorage.clear()")  # the scheme that an earlier visit had
+    page.open(site / f"{name}.html", scheme=scheme)
+    ground = page.do("return getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
     page.picture(f"docs-{name.replace('/', '-')}-{scheme}")
     assert page.violations() == []
 

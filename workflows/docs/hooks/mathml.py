@@ -25,7 +25,8 @@ def _formula(found: re.Match[str]) -> str:
         return found["code"]
     if found["block"]:
         return f'<div class="formula" tabindex="0">{mathml(found["block"], "block")}</div>'
-    return mathml(found["inline"])
+    # Within a span, for Markdown takes math at the start of a line for a block.
+    return f"<span>{mathml(found['inline'])}</span>"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

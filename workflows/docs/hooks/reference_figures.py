@@ -18,6 +18,8 @@ from fusionflow import quality, schema, summary
 from fusionflow.config import METHODS
 
 _ROLE = re.compile(r":math:`(.+?)`", re.DOTALL)
+#: A formula that needs no LaTeX, at the end of the summary.
+_PLAIN = re.compile(r", ([^,]*H\(a\).*)\.$")
 _DIRECTIVE = re.compile(r"\.\. math::\s+(.+?)(?:\n\s*\n|$)", re.DOTALL)
 #: Functions behind the names of metrics, where these differ.
 _FUNCTIONS: dict[str, str] = {
@@ -43,7 +45,10 @@ def formula_of(function: Callable[..., Any]) -> str:
     text = inspect.getdoc(function) or ""
     role, block = _ROLE.search(text.split("\n\n")[0]), _DIRECTIVE.search(text)
     found = block if block and not role else role
-    return mathml(found[1].replace("&", "").replace(r"\\", " ")) if found else ""
+    if found:
+        return mathml(found[1].replace("&", "").replace(r"\\", " "))
+    plain = _PLAIN.search(text.split("\n\n")[0])
+    return f"`{plain[1]}`" if plain else ""
 
 
 def interval(bounds: tuple[float, float]) -> str:
