@@ -179,7 +179,7 @@ def run(
         "settle": options["settle"],
     }
     if dry_run:
-        from fusionflow.runner import look
+        from fusionflow.dry_run import look
 
         standings = look(
             bids_dir,
@@ -246,11 +246,11 @@ def _run(bids_dir: Path, out_dir: Path, config: RunConfig, **selection: Any) -> 
 
 def _check(bids_dir: Path, out_dir: Path, config: RunConfig, selection: dict[str, Any]) -> None:
     """Show whether the cluster can do a run; leave with an error if it cannot."""
-    from fusionflow import runner
+    from fusionflow import dry_run
     from fusionflow.progress import display
 
     del selection["settle"]
-    checked = runner.check(bids_dir, out_dir, config, **selection)
+    checked = dry_run.check(bids_dir, out_dir, config, **selection)
     display(config.method, bar=False).show(checked)
     checked.raise_if_failed()
 

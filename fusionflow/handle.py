@@ -18,6 +18,7 @@ from fusionflow.events import (
     Failed,
     Fused,
     Planned,
+    PutOff,
     Quarantined,
     RunReport,
     Started,
@@ -278,6 +279,8 @@ class RunHandle:
             case Fused(record=record):
                 self._counts["fused"] += 1
                 self._in_flight.discard(record.label)
+            case PutOff(label=label):
+                self._in_flight.discard(label)
             case Failed(failure=failure):
                 self._failures.append(failure)
                 # What was refused before it was read is none of the scans that were planned.

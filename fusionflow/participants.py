@@ -259,8 +259,9 @@ class ParticipantLevel:
         return job
 
     def is_stopping(self) -> bool:
-        """Whether somebody asked the run to end; tells of it once."""
-        if not self.stopped and self.stop():
+        """Whether somebody asked the run to end; tells of it once, and goes on asking."""
+        asked = self.stop()  # what it raises ends the run, later on, too
+        if asked and not self.stopped:
             self.stopped = True
             self.tell(Stopping(len(self._in_flight)))
         return self.stopped

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
@@ -14,24 +13,21 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import distributed
 
-from fusionflow import __version__, clusters, cohort, graph
-from fusionflow.config import InputOptions, RunConfig
-from fusionflow.errors import ConfigurationError, LockedError, NoScansError, StoreError
+from fusionflow import __version__, cohort
+from fusionflow.config import RunConfig
+from fusionflow.errors import LockedError, StoreError
 from fusionflow.events import Event, LeftOut, RunReport
 from fusionflow.handle import RunHandle
 from fusionflow.history import RunLog, new_run, read_last_run, write_last_run
 from fusionflow.index import is_whole, write_index
-from fusionflow.io.derivatives import check_folder, write_dataset_files
+from fusionflow.intake import make_plan, make_root
+from fusionflow.io.derivatives import write_dataset_files
 from fusionflow.io.files import utc_now
 from fusionflow.io.inputs import find_scans
-from fusionflow.io.scans import Discovery
 from fusionflow.ledger import OutputPaths, scan_labels, sweep
 from fusionflow.participants import ParticipantLevel, Plan
-from fusionflow.preflight import Preflight, preflight
 from fusionflow.report.cohort_page import write_cohort_report
-from fusionflow.runlock import RunLock, living_holder
-from fusionflow.survey import Standing, asked_again, removed_labels, request_of, survey
-from fusionflow.tenancy import Tenancy
+from fusionflow.runlock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +158,7 @@ def run(
     plan: Plan | None = None
     work: ParticipantLevel | None = None
     if "participant" in levels:
-        plan = _plan(source, paths, config, participant_labels, session_labels)
+        plan = make_plan(source, paths, config, participant_labels, session_labels)
     elif not paths.scans.is_dir():
         raise StoreError(f"{paths.root} holds no fused cohort", "Run the participant level first")
     with _held(paths, report.run) as lock:
@@ -232,7 +228,7 @@ def _conclude(paths: OutputPaths, content: dict[str, Any], begun: str, seconds: 
 @contextlib.contextmanager
 def _held(paths: OutputPaths, run: str) -> Iterator[RunLock]:
     """Hold the output folder, and clean up after a run that held it and died."""
-    _make_root(paths)
+    make_root(paths)
     with RunLock(paths.run_lock, run, on_wait=_say_wait) as lock:
         for folder in (paths.root, paths.scans, paths.logs):
             sweep(folder)
@@ -243,174 +239,11 @@ def _held(paths: OutputPaths, run: str) -> Iterator[RunLock]:
         yield lock
 
 
-def _make_root(paths: OutputPaths) -> None:
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"Cannot write {paths.root}: {error.strerror or error}", "Check space and permissions"
-        ) from error
-
-
 def _say_wait(holder: object, seconds: float) -> None:
     logger.warning(
         "run.lock names a run on another machine (%s). Waiting %.0f s for a sign of life",
         holder, seconds,
     )  # fmt: skip
-
-
-def _plan(
-    source: Path,
-    paths: OutputPaths,
-    config: RunConfig,
-    participant_labels: Sequence[str],
-    session_labels: Sequence[str],
-) -> Plan:
-    """Look at input, method and weights, before anything starts or is written."""
-    graph.check_dask_settings()
-    _check_apart(source, paths.root)
-    check_folder(paths)
-    everything = found = find_scans(source, config.input)
-    if participant_labels or session_labels:
-        found = find_scans(
-            source,
-            config.input,
-            participant_labels=participant_labels,
-            session_labels=session_labels,
-        )
-    recipe = graph.make_recipe(config.method, config.region, mask=config.conform.mask)
-    plan = Plan(found.root, found, everything, recipe, request_of(config, recipe.weights))
-    if not found.scans and not plan.broken:
-        raise _no_scans(source, config.input, found, everything)
-    return plan
-
-
-def _check_apart(source: Path, out: Path) -> None:
-    """Refuse an output that is the input, or lies among the images of one of its subjects."""
-    mend = f"Write to {source / 'derivatives' / 'fusionflow'}, say"
-    if out.resolve() == source.resolve():
-        raise ConfigurationError(f"Input and output are the same folder, {source}", mend)
-    as_written = Path(os.path.abspath(out)), Path(os.path.abspath(source))
-    for folder, whole in (as_written, (out.resolve(), source.resolve())):  # a subject may be a link
-        if folder.is_relative_to(whole) and str(folder.relative_to(whole)).startswith("sub-"):
-            raise ConfigurationError(f"The output {out} lies in a subject of {source}", mend)
-
-
-def _no_scans(
-    source: Path, options: InputOptions, found: Discovery, everything: Discovery
-) -> NoScansError:
-    """Return the error that says why an input gives no scan, and what would mend that."""
-    why = "".join(f" ({item.label}: {item.reason})" for item in found.excluded[:1])
-    if everything.scans:
-        return NoScansError(
-            f"The labels that were asked for leave none of the {len(everything.scans)} scans of "
-            f"{source}{why}",
-            "Ask for other participants or sessions, or for all",
-        )
-    if options.bids_filter and (
-        find_scans(source, options.model_copy(update={"bids_filter": None})).scans
-    ):
-        return NoScansError(
-            f"The filter file {options.bids_filter} leaves no scan of {source}{why}",
-            "Mend it, or leave it out",
-        )
-    return NoScansError(
-        f"{source} holds no subject with both a T1w and a PET image{why}",
-        "fusionflow needs sub-*/[ses-*/]anat/*_T1w.nii[.gz] and pet/*_pet.nii[.gz], or a manifest",
-    )
-
-
-def look(
-    bids_dir: str | PathLike[str],
-    out_dir: str | PathLike[str],
-    config: RunConfig | None = None,
-    *,
-    participant_labels: Sequence[str] = (),
-    session_labels: Sequence[str] = (),
-    retry_failed: bool = False,
-    force: bool = False,
-    settle: float = 0,
-) -> tuple[Standing, ...]:
-    """Say what `run` would do and why, and do nothing.
-
-    Parameters
-    ----------
-    bids_dir, out_dir, config, participant_labels, session_labels, retry_failed, force, settle
-        As in `run`.
-
-    Returns
-    -------
-    tuple of Standing
-        Every scan of the input, what it leaves out as broken (``quarantined``), and what is
-        published and no longer in the input (``removed``).
-
-    Raises
-    ------
-    NoScansError, ConfigurationError, WeightsNotFoundError
-        As `run`.
-    """
-    config = config or RunConfig()
-    source, paths = Path(bids_dir).absolute(), OutputPaths(Path(out_dir).absolute())
-    plan = _plan(source, paths, config, participant_labels, session_labels)
-    holder = living_holder(paths.run_lock)
-    standings = survey(
-        paths, plan.source, plan.found.scans, plan.request,
-        live_run=holder.run if holder else None, settle=settle, plugins=plan.recipe.plugins,
-    )  # fmt: skip
-    return (
-        *(asked_again(item, retry_failed=retry_failed, force=force) for item in standings),
-        *(Standing(item.label, "quarantined", item.reason) for item in plan.broken),
-        *(
-            Standing(label, "removed", "the input no longer has it")
-            for label in removed_labels(paths, plan.everything)
-        ),
-    )
-
-
-def check(
-    bids_dir: str | PathLike[str],
-    out_dir: str | PathLike[str],
-    config: RunConfig | None = None,
-    *,
-    participant_labels: Sequence[str] = (),
-    session_labels: Sequence[str] = (),
-    client: distributed.Client | None = None,
-) -> Preflight:
-    """Look whether the cluster could do what `run` would ask of it, and do nothing.
-
-    Parameters
-    ----------
-    bids_dir, out_dir, config, participant_labels, session_labels, client
-        As in `run`. The output folder is made if it is not there.
-
-    Returns
-    -------
-    Preflight
-        What was found; `run` stops where a line of it fails.
-
-    Raises
-    ------
-    NoScansError, ConfigurationError, WeightsNotFoundError, ClusterError, StoreError
-        As `run`.
-    """
-    config = config or RunConfig()
-    source, paths = Path(bids_dir).absolute(), OutputPaths(Path(out_dir).absolute())
-    plan = _plan(source, paths, config, participant_labels, session_labels)
-    _make_root(paths)
-    with contextlib.ExitStack() as stack:
-        tenancy = Tenancy.of(new_run(), config.cluster, client)
-        client = client or stack.enter_context(
-            clusters.connect(config.cluster, torch_threads=config.method.threads)
-        )
-        return preflight(
-            client,
-            tenancy,
-            plan.recipe,
-            plan.found.scans,
-            paths.root,
-            config.cluster,
-            config.conform.space,
-        )[1]
 
 
 def _summarise(

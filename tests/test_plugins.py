@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusionflow import runner
+from fusionflow import dry_run
 from fusionflow.backbones import BACKBONES, build_trunk, known_backbone, resolve_weights
 from fusionflow.config import METHODS, ConformOptions, Method, RunConfig, method_names, named_method
 from fusionflow.errors import (
@@ -177,7 +177,7 @@ class TestPreflight:
 
         def look():
             out = tmp_path / "out"
-            checks = runner.check(phantom_bids, out, run, client=client).checks
+            checks = dry_run.check(phantom_bids, out, run, client=client).checks
             (check,) = [item for item in checks if item.name == "plug-ins"]
             return check
 
@@ -209,7 +209,7 @@ class TestPreflight:
 
     def test_has_no_such_line_without_plug_ins(self, phantom_bids, client, tmp_path):
         run = RunConfig(method=METHODS["average"])
-        checks = runner.check(phantom_bids, tmp_path / "out", run, client=client).checks
+        checks = dry_run.check(phantom_bids, tmp_path / "out", run, client=client).checks
         assert "plug-ins" not in [item.name for item in checks]
 
 

@@ -17,7 +17,7 @@ from runs import config, small_cohort
 from safetensors.torch import save_file
 
 import fusionflow as ff
-from fusionflow import graph, preflight_checks, runner
+from fusionflow import dry_run, graph, preflight_checks
 from fusionflow.cli import main
 from fusionflow.config import METHODS, ClusterOptions, RunConfig
 from fusionflow.errors import ClusterError
@@ -205,7 +205,7 @@ def lines_of(checked):
 
 class TestRealWorkers:
     def test_nothing_is_wrong_and_nothing_is_left(self, bids, client, tmp_path):
-        checked = runner.check(bids, tmp_path / "out", config(), client=client)
+        checked = dry_run.check(bids, tmp_path / "out", config(), client=client)
         lines = lines_of(checked)
         assert set(lines) == {
             "workers", "versions", "GPUs", "network", "inputs", "output", "memory", "disks", "time",
@@ -253,7 +253,7 @@ class TestRealWorkers:
         assert not (tmp_path / "out" / "scans").exists()
 
     def test_the_table_reads_well(self, bids, client, tmp_path):
-        checked = runner.check(bids, tmp_path / "out", config(), client=client)
+        checked = dry_run.check(bids, tmp_path / "out", config(), client=client)
         console = Console(record=True, width=100, file=io.StringIO())
         Display(config().method, console, bar=False).show(checked)
         shown = console.export_text()
@@ -274,7 +274,7 @@ def test_others_may_take_the_place_of_those_that_went_away(crew, bare, bids, tmp
     crew.wait(1)
     next_one = threading.Thread(target=lambda: (gone.wait(60), crew.hire("good", gpu=False)))
     next_one.start()
-    checked = runner.check(bids, tmp_path / "out", config("average"), client=crew.client)
+    checked = dry_run.check(bids, tmp_path / "out", config("average"), client=crew.client)
     next_one.join()
     assert lines_of(checked)["workers"].state == "ok"
     assert lines_of(checked)["output"].state == "ok"
@@ -324,7 +324,7 @@ def test_a_worker_that_does_not_see_the_files(crew, bids, tmp_path):
     crew.hire("here", gpu=False)
     crew.hire("elsewhere", gpu=False, before=["unshare", "-m", "sh", "-c", hide, "sh"])
     crew.wait(2)
-    checked = runner.check(bids, out, config("average"), client=crew.client)
+    checked = dry_run.check(bids, out, config("average"), client=crew.client)
     lines = lines_of(checked)
     assert {name for name, line in lines.items() if line.state == "fails"} == {"inputs", "output"}
     assert "is not seen" in lines["inputs"].found
