@@ -35,14 +35,14 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 browser: $(VENV)/.installed-docs $(VENV)/axe.min.js
-	FUSIONFLOW_AXE=$(VENV)/axe.min.js $(BIN)/python -m pytest -m browser tests
+	FUSIONFLOW_AXE=$(VENV)/axe.min.js $(BIN)/python -m pytest -m browser tests/browser
 
 notebooks: $(VENV)/.installed-docs
-	$(BIN)/python -m pytest -m notebooks tests
+	$(BIN)/python -m pytest -m notebooks --timeout 600 tests/notebooks
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m mkdocs build --strict --config-file workflows/docs/mkdocs.yml
-	$(BIN)/python -m pytest -m docs tests
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file workflows/docs/mkdocs.yml
+	$(BIN)/python -m pytest -m docs tests/docs
 
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m faults tests

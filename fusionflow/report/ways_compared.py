@@ -163,8 +163,11 @@ def side_by_side(records: Records) -> SideBySide | None:
     tables = [cohort_table(summarise_records(item)) for item in ways.values()]
     rows = []
     for place, column in enumerate(figure_columns()):
-        figures = [table.loc[place, ["n", "median", "q25", "q75"]] for table in tables]
-        of_ways = tuple((int(n), float(m), float(a), float(b)) for n, m, a, b in figures)
+        rows_of_ways = [table.loc[place].to_dict() for table in tables]
+        of_ways = tuple(
+            (int(row["n"]), float(row["median"]), float(row["q25"]), float(row["q75"]))
+            for row in rows_of_ways
+        )
         rows.append((column["name"], column["source"], of_ways))
     return SideBySide({name: len(item) for name, item in ways.items()}, tuple(rows))
 
