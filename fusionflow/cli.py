@@ -288,6 +288,7 @@ def _conclude(report: RunReport, out_dir: Path) -> None:
         click.echo(f"Arrays          fusionflow.open_cohort({str(out_dir)!r})")
     if report.summary is not None:
         click.echo(f"Summary         {out_dir}/group_metrics.tsv, group_scans.tsv, group.zarr")
+        click.echo(f"Report          {out_dir}/group.html (`fusionflow report` adds a page a scan)")
     if report.exit_code:
         sys.exit(report.exit_code)
 
