@@ -43,7 +43,8 @@ image is not quantitative PET, and nothing here is meant for diagnosis.
   it was made (`.json`), slices to look at (`.png`), the PET in colour on the MRI
   (`*_overlay.nii.gz`), and where the PET was registered to the MRI the outlines of the one over the
   other, before and after (`*_registration.png`).
-- `group.html`: the cohort to look at; `fusionflow report` adds a page for each scan (`*_fused.html`).
+- `group.html`: the cohort to look at; `fusionflow report` adds a page for each scan
+  (`*_fused.html`).
 - `group_metrics.tsv`, `group_scans.tsv` and `.parquet`, `group.zarr`: figures of the cohort;
   `group_methods.md`: what was done, in words.
 - `scans/`, `index.json`: the arrays, for `fusionflow.open_cohort`; `logs/`: what each run did.
