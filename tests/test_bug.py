@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fusionflow import logs, runner
+from fusionflow import dry_run, logs
 from fusionflow.cli import main
 
 BIN = Path(sys.executable).parent
@@ -27,7 +27,7 @@ def fails(monkeypatch, tmp_path):
         def look(*arguments, **selection):
             raise error
 
-        monkeypatch.setattr(runner, "look", look)
+        monkeypatch.setattr(dry_run, "look", look)
         (tmp_path / "bids").mkdir(exist_ok=True)
         return CliRunner().invoke(
             main, ["run", str(tmp_path / "bids"), str(tmp_path / "out"), "--dry-run", *options]
