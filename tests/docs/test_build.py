@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import click
 import pytest
 from snippets import ROOT
 
@@ -43,10 +44,11 @@ def test_every_command_and_option_is_there(site):
     for name, command in main.commands.items():
         assert f"fusionflow {name}" in text
         for param in command.params:
-            for option in getattr(param, "opts", []) if not hasattr(param, "hidden") else []:
-                assert option in text
             if param.param_type_name == "option":
-                assert param.opts[-1] in text, f"{name} {param.opts}"
+                for option in param.opts:
+                    assert option in text, f"{name} {option}"
+            else:
+                assert param.make_metavar(click.Context(command)) in text, f"{name} {param.name}"
 
 
 def test_every_option_of_the_configuration_is_there(site):
