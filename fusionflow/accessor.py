@@ -32,6 +32,8 @@ Plane: TypeAlias = Literal["axial", "coronal", "sagittal"]
 #: Plane -> the dimension that it cuts, and those of its rows and columns.
 _PLANES = {"axial": ("z", "y", "x"), "coronal": ("y", "z", "x"), "sagittal": ("x", "z", "y")}
 _TITLES = {"mri": "MRI", "pet": "PET", "fused": "Fused"}
+#: Inches across for an inch of what a figure is asked to be high: a slab of few slices is flat.
+_WIDEST = 2.0
 
 
 @xr.register_dataset_accessor("fusionflow")
@@ -171,7 +173,7 @@ class ScanAccessor:
         plane : {"axial", "coronal", "sagittal"}
             How the slice lies.
         height : float
-            Of the figure, inches.
+            Of the pictures, inches; wide and flat ones get less, and stay within twice of it.
 
         Returns
         -------
@@ -207,7 +209,9 @@ class ScanAccessor:
         pictures["PET on MRI"] = pet_on_mri(flat["mri"].values, flat["pet"].values)
         size = dict(zip("zyx", self.voxel_size, strict=True))
         aspect = size[rows] / size[columns]
-        width = height * flat.sizes[columns] / (flat.sizes[rows] * aspect)
+        shape = flat.sizes[columns] / (flat.sizes[rows] * aspect)
+        width = height * min(shape, _WIDEST)
+        height = width / shape
         figure, axes = plt.subplots(
             1, len(pictures), figsize=(len(pictures) * width, height + 0.5), layout="constrained"
         )

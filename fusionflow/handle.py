@@ -217,9 +217,13 @@ class RunHandle:
         return progress_html(self.progress, self.failures[:_SHOWN], self._error)
 
     def _ipython_display_(self) -> None:
-        """Show how far it is, wherever IPython shows this, until it has ended."""
+        """Show how far it is, wherever IPython shows this; a notebook, until it has ended."""
+        from IPython import get_ipython
         from IPython.display import HTML, display
 
+        if getattr(get_ipython(), "kernel", None) is None:  # a terminal renews nothing it has shown
+            print(repr(self))
+            return
         self._shown = self._shown or uuid.uuid4().hex
         display(HTML(self._repr_html_()), display_id=self._shown)
 

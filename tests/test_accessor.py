@@ -103,6 +103,12 @@ class TestPlot:
         title = scan.fusionflow.plot().get_suptitle()
         assert title == f"sub-02_ses-baseline z = {inside[len(inside) // 2]}"
 
+    def test_a_slab_of_few_slices_stays_on_the_screen(self, scan):
+        pytest.importorskip("matplotlib")
+        flat = scan.isel(z=slice(20, 21)).fusionflow.plot(plane="coronal")
+        assert flat.get_size_inches()[0] <= 4 * 2 * 3.2
+        assert flat.get_size_inches()[1] < 1.5
+
     def test_what_is_not_there_is_refused(self, scan):
         pytest.importorskip("matplotlib")
         with pytest.raises(ConfigurationError, match=r"'oblique' is no plane.*axial"):

@@ -180,3 +180,13 @@ class TestCounts:
         go_on.set()
         handle.result(10)
         assert handle.progress.seconds_left is None
+
+
+def test_a_terminal_of_ipython_gets_a_line_that_it_can_show(capsys):
+    """It prints what a page would hold as the name of an object, again whenever it is renewed."""
+    pytest.importorskip("IPython")
+    ended = RunReport(run="a-run", state="done")
+    handle = RunHandle(lambda *, on_event, stop: ended)
+    handle.result(10)
+    handle._ipython_display_()
+    assert capsys.readouterr().out == "<RunHandle done: 0 scans, 0 failed>\n"

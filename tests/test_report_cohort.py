@@ -93,6 +93,23 @@ class TestData:
         assert age["values"][:4] == [20, 20, 27, 27]
         assert age["values"][-2:] == [None, None]
 
+    @pytest.mark.parametrize(
+        ("cells", "kind"),
+        [
+            ([str(20240513 + n) for n in range(12)], "number"),  # dates keep all digits
+            ([f"{n:04}" for n in range(12)], "text"),
+            ([f"9007199254740{n:03}" for n in range(12)], "text"),
+            ([f"1_{n}" for n in range(12)], "text"),
+        ],
+    )
+    def test_changes_no_digit_of_the_people(self, tmp_path, cells, kind):
+        paths = write_output(tmp_path / "out", [record(2 * n) for n in range(12)])
+        lines = ["participant_id\tserial", *(f"{n:05}\t{cell}" for n, cell in enumerate(cells))]
+        (paths.root / "participants.tsv").write_text("\n".join(lines))
+        found = column(data(write_cohort_report(paths)), "serial")
+        assert found["kind"] == kind
+        assert sorted(map(str, found["values"])) == sorted(cells)
+
     def test_odd_figures_stay_what_they_are(self, tmp_path):
         made = [record(n) for n in range(3)]
         made[0].metrics["psnr"] = {"mri": float("inf"), "pet": float("nan")}

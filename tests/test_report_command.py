@@ -7,11 +7,13 @@ import shutil
 import pytest
 from click.testing import CliRunner
 from cohorts import column, data, record, write_output
+from made_scans import publish_scan
 
 from fusionflow.cli import main
 from fusionflow.cohort import open_cohort
 from fusionflow.errors import NoScansError, StoreError
-from fusionflow.ledger import OutputPaths
+from fusionflow.ledger import OutputPaths, publish
+from fusionflow.report import scan
 from fusionflow.report.cohort_page import write_cohort_report
 from fusionflow.report.scan_pages import chosen_labels, due
 from fusionflow.runlock import RunLock
@@ -38,6 +40,25 @@ class TestChoosing:
         paths.current(labels[0]).touch()
         (paths.root / "sub-00001/ses-01/fused/sub-00001_ses-01_fused.html").unlink()
         assert due(paths, labels) == [labels[0], labels[2]]
+
+    def test_a_page_is_due_if_its_scan_was_published_anew_while_it_was_written(
+        self, tmp_path, monkeypatch
+    ):
+        label = publish_scan(tmp_path).label
+        paths = OutputPaths(tmp_path)
+        read = scan.read_published
+
+        def read_and_lose(*arguments):
+            record = read(*arguments)
+            monkeypatch.setattr(scan, "read_published", read)
+            publish(paths, record)  # by a run at work
+            return record
+
+        monkeypatch.setattr(scan, "read_published", read_and_lose)
+        scan.write_scan_report(tmp_path, label)
+        assert due(paths, [label]) == [label]
+        scan.write_scan_report(tmp_path, label)
+        assert due(paths, [label]) == []
 
 
 class TestCommand:
@@ -96,6 +117,17 @@ class TestCommand:
         result = self.call(root)
         assert result.exit_code == 3
         assert label in result.stderr
+        assert data(root / "group.html")["reports"] == [0, 1, 1, 1]
+
+    def test_whatever_a_damaged_file_leads_to_stops_no_other_page(self, fused, tmp_path):
+        root = shutil.copytree(fused[0], tmp_path / "out")
+        paths, label = OutputPaths(root), open_cohort(root).labels[0]
+        version = paths.version(label, open_cohort(root).record(label).version)
+        for name in (".", "fused"):
+            (version / name / "zarr.json").write_text("[]")  # zarr asks it for a key
+        result = self.call(root, "--jobs", 1)
+        assert result.exit_code == 3
+        assert f"{label}: AttributeError" in result.stderr
         assert data(root / "group.html")["reports"] == [0, 1, 1, 1]
 
     def test_a_damaged_output_is_told_of(self, out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ DIGITS = 5
 
 #: A column of few different numbers tells kinds apart (a scanner's 1.5 and 3 T), as texts do.
 _FEW_NUMBERS = 6
+
+#: A number that can be shown as it was written: 0012 is a label, and so are 16 digits.
+_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]{0,14})(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
 def figure_columns() -> list[dict[str, str]]:
@@ -83,14 +87,13 @@ def packed_column(name: str, texts: Sequence[str]) -> dict[str, Any]:
     known = {number for text, number in zip(texts, numbers, strict=True) if text}
     if len(known) > _FEW_NUMBERS and None not in known:
         values = np.array([np.nan if item is None else item for item in numbers])
-        return {"name": name, "kind": "number", "values": packed_figures(rounded(values))}
+        return {"name": name, "kind": "number", "values": packed_figures(values)}
     return {"name": name, "kind": "text", **packed_texts([text or "n/a" for text in texts])}
 
 
 def _number(text: str) -> float | None:
-    """Return the finite number that a text is, if it is one."""
-    try:
-        value = float(text)
-    except ValueError:
+    """Return the finite number that a text is, if it is one and no label made of digits."""
+    if not _NUMBER.fullmatch(text):
         return None
+    value = float(text)
     return value if np.isfinite(value) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def write_scan_report(root: Path, label: str) -> Path:
         If its files cannot be read, or the report cannot be written.
     """
     paths = OutputPaths(Path(root))
+    published = _published_ns(paths, label)
     record = read_published(paths, label)
     if record is None:
         raise ScanNotFoundError(
@@ -64,7 +66,17 @@ def write_scan_report(root: Path, label: str) -> Path:
         )
     path = report_path(paths, record)
     write_bytes(path, scan_report(paths, record).encode())
+    # As old as what it shows: if a run has published the scan anew meanwhile, it is out of date.
+    os.utime(path, ns=(published, published))
     return path
+
+
+def _published_ns(paths: OutputPaths, label: str) -> int:
+    """Return when a scan was published, ns by the clock of its disk; 0 if it was not."""
+    try:
+        return paths.current(label).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def report_path(paths: OutputPaths, record: Published) -> Path:

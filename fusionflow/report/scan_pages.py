@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -74,7 +76,8 @@ def write_pages(root: Path, labels: Sequence[str], jobs: int) -> Iterator[Writte
         return
     context = multiprocessing.get_context("spawn")  # no thread of ours is copied
     with ProcessPoolExecutor(min(jobs, len(labels)), mp_context=context) as pool:
-        futures = {pool.submit(_written, root, label): label for label in labels}
+        with _deaf_to_interrupts():
+            futures = {pool.submit(_written, root, label): label for label in labels}
         try:
             for future in as_completed(futures):
                 try:
@@ -89,6 +92,19 @@ def write_pages(root: Path, labels: Sequence[str], jobs: int) -> Iterator[Writte
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that are started meanwhile never hear Ctrl-C, which is for this one.
+
+    A terminal sends it to all, and they would die of it while they import; here it is only put off.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _written(root: Path, label: str) -> Written:
     from fusionflow.report.scan import write_scan_report
 
@@ -96,3 +112,5 @@ def _written(root: Path, label: str) -> Written:
         return Written(label, write_scan_report(root, label))
     except (FusionflowError, OSError) as error:
         return Written(label, trouble=str(error))
+    except Exception as error:  # of damaged files anything can come
+        return Written(label, trouble=f"{type(error).__name__}: {error}. Run fusionflow again")

@@ -12,11 +12,14 @@ import threading
 import time
 
 import pytest
+from made_scans import publish_scan
 from runs import LABELS
 from scene import DWT_MAX
 
 import fusionflow as ff
 from fusionflow.events import EXIT_DONE, EXIT_INTERRUPTED
+from fusionflow.index import write_index
+from fusionflow.ledger import OutputPaths
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 
@@ -101,3 +104,17 @@ def test_typing_ctrl_c_once_spares_the_workers(run, tmp_path):
     published = list(ff.open_cohort(tmp_path / "out").labels)
     assert published == LABELS[: len(published)]
     assert 2 <= len(published) < 4
+
+
+def test_typing_ctrl_c_ends_a_report_in_one_line(tmp_path):
+    """Its processes still import then, and would each say where they died."""
+    for number in range(6):
+        publish_scan(tmp_path, label=f"sub-{number}")
+    write_index(OutputPaths(tmp_path))
+    report = AtATerminal(100, "report", tmp_path, "--jobs", 2)
+    report.wait_for("6 of 6 pages")
+    time.sleep(0.5)
+    report.type(b"\x03")
+    assert report.end() == EXIT_INTERRUPTED, report.shown
+    assert "Interrupted" in report.shown
+    assert "Traceback" not in report.shown

@@ -34,8 +34,12 @@ for (const figure of figures) {
 const usual = figures.filter(({ metric }) =>
   ["psnr", "ssim", "mi", "nmi", "entropy_fused", "fusion_time"].includes(metric));
 
-const textOf = (column, scan) =>
-  column.kind === "text" ? column.values[column.codes[scan]] : shown(column.values[scan]);
+/* Numbers of participants.tsv stay as they are: dates and numbers of machines have many digits. */
+function textOf(column, scan) {
+  if (column.kind === "text") return column.values[column.codes[scan]];
+  const value = column.values[scan];
+  return column.key || !Number.isFinite(value) ? shown(value) : String(value);
+}
 
 function shown(value) {
   if (Number.isNaN(value)) return "n/a";
