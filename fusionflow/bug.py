@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shlex
@@ -11,12 +12,29 @@ import traceback
 from importlib import metadata
 
 from fusionflow import __version__
-from fusionflow.untrusted import one_line
+from fusionflow.untrusted import one_line, printable
 
 #: Libraries whose versions a report has.
 _LIBRARIES = (
     "dask", "distributed", "torch", "zarr", "xarray", "numpy", "nibabel", "pywavelets", "click",
 )  # fmt: skip
+
+
+#: What a machine is short of, wherever that shows.
+_SHORT_OF = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+def of_the_machine(error: BaseException) -> str:
+    """Return what is wrong with the machine, or a file of it, if an error says that; else ""."""
+    if isinstance(error, MemoryError):
+        return "There is no more memory on this machine. Free some, or give other processes less"
+    if not isinstance(error, OSError) or not error.strerror:
+        return ""
+    if error.filename:
+        return printable(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if error.errno in _SHORT_OF:
+        return f"{error.strerror}, perhaps where the output of this command goes"
+    return ""
 
 
 def report_bug(error: BaseException) -> str:

@@ -41,7 +41,7 @@ from fusionflow.cli_options import (
     run_options,
 )
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError, StoreError
-from fusionflow.logs import EXIT_INTERRUPTED, complain
+from fusionflow.logs import EXIT_INTERRUPTED, complain, mend_streams
 from fusionflow.stopping import Interrupts, interrupt
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class _Commands(click.Group):
         with contextlib.suppress(ValueError):  # only the main thread can
             for number in (signal.SIGTERM, signal.SIGINT):  # schedulers send the first
                 signal.signal(number, interrupt)
+        mend_streams()
         ctx.color = _colour(os.environ)
         try:
             return super().invoke(ctx)
@@ -73,9 +74,10 @@ class _Commands(click.Group):
             _complain(ctx, str(error), _exit_code(error))
         except Exception as error:
             logging.getLogger("fusionflow").info("traceback", exc_info=error)
-            if isinstance(error, OSError) and error.filename and error.strerror:  # the machine's
-                _complain(ctx, f"{error.filename}: {error.strerror}", EXIT_NOTHING_RAN)
-            from fusionflow.bug import report_bug
+            from fusionflow.bug import of_the_machine, report_bug
+
+            if what := of_the_machine(error):
+                _complain(ctx, what, EXIT_NOTHING_RAN)
 
             _complain(ctx, report_bug(error), EXIT_BUG)
         except KeyboardInterrupt:  # or SIGTERM

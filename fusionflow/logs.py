@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from fusionflow.untrusted import one_line, printable
 
 #: As in `fusionflow.events`, which takes time to import.
 EXIT_INTERRUPTED = 130
+#: The last of the standard streams.
+_STDERR = 2
 #: Characters of a library's warning that are shown.
 _SHORT = 200
 
@@ -36,6 +40,22 @@ class _Handler(logging.StreamHandler[TextIO]):
     @stream.setter
     def stream(self, value: TextIO) -> None:
         """Take no notice of what the constructor found."""
+
+
+def mend_streams() -> None:
+    """See to standard streams that are closed, and to those that do not take every file name.
+
+    In place of a closed one the next file that is opened would get what others write to it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def set_up(verbose: int, *, as_json: bool = False) -> None:

@@ -95,7 +95,8 @@ class Display:
     def show(self, event: Event) -> None:
         """Show an event."""
         for line in lines_of(event, self.method):
-            self.console.print(printable(line))  # names and reasons come from files
+            # Names and reasons come from files.
+            self.console.print(printable(line), emoji=False)
         self.tally.see(event)
         if isinstance(event, Planned) and self.live is not None:
             self.live.start()

@@ -70,6 +70,12 @@ class TestABug:
         result = fails(PermissionError(13, "Permission denied", "/data/x"))
         assert result.exit_code == 4
         assert result.stderr == "Error: /data/x: Permission denied\n"
+        assert "This is a bug" in fails(OSError(22, "Invalid argument")).stderr
+
+    def test_is_not_that_the_memory_is_used_up(self, fails):
+        result = fails(MemoryError())
+        assert result.exit_code == 4
+        assert "There is no more memory" in result.stderr
 
 
 def test_nobody_who_reads_on_is_no_error(tmp_path):
@@ -82,6 +88,40 @@ def test_nobody_who_reads_on_is_no_error(tmp_path):
     )  # fmt: skip
     os.close(theirs)
     assert ended.stderr == ""
+
+
+def shell(command, folder, **environment):
+    """Run a line of a shell."""
+    return subprocess.run(
+        ["sh", "-c", command], cwd=folder, capture_output=True, timeout=60, check=False,
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **environment},
+    )  # fmt: skip
+
+
+def test_no_room_for_what_it_prints_is_no_bug(tmp_path):
+    ended = shell("fusionflow run --list-methods > /dev/full", tmp_path)
+    assert ended.returncode == 4
+    assert ended.stderr.startswith(b"Error: No space left on device")
+
+
+@pytest.mark.parametrize("options", ["", "--json-logs"])
+def test_it_works_without_a_standard_error_stream(tmp_path, options):
+    (tmp_path / "empty").mkdir()
+    assert shell(f"fusionflow run empty out {options} 2>&-", tmp_path).returncode == 4
+
+
+def test_nothing_else_gets_the_number_of_a_closed_stream(tmp_path):
+    code = (
+        "import os; from fusionflow.logs import mend_streams; mend_streams(); "
+        "open('data', 'wb'); print(os.readlink('/proc/self/fd/2'))"
+    )
+    assert shell(f'{sys.executable} -c "{code}" 2>&-', tmp_path).stdout == b"/dev/null\n"
+
+
+def test_paths_that_are_no_text_are_printed(tmp_path):
+    code = "from fusionflow.logs import mend_streams; mend_streams(); print('r\\udce4um')"
+    ended = shell(f'{sys.executable} -c "{code}"', tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert ended.stdout == b"r\\udce4um\n"
 
 
 class TestWarningsOfLibraries:

@@ -209,7 +209,7 @@ def test_lists_of_labels_as_bids_apps_take_them(bids, tmp_path, labels):
     [
         name
         for name, command in main.commands.items()
-        if any(parameter.name == "participant_label" for parameter in command.params)
+        if {"participant_label", "session_label"} <= {item.name for item in command.params}
     ],
 )
 @pytest.mark.parametrize("first", [[], ["--settle=5m", "-vv", "--pet-window", "0", "12"]])

@@ -279,6 +279,11 @@ class TestElsewhere:
         assert lines[-1] == "failed sub-03  its disk is full"
         assert not any("\x1b" in line or "in flight" in line for line in lines)
 
+    @pytest.mark.parametrize("name", ["a:x:b", "[red]a[/]", "[/]"])
+    def test_names_are_shown_as_they_are(self, name, monkeypatch):
+        attempt = Attempt(name, "failed", f"no {name}", "StoreError")
+        assert self.lines([Failed(attempt)], monkeypatch) == [f"failed {name}  no {name}"]
+
     def test_forced_colours_force_no_live_display(self, events, monkeypatch):
         lines = self.lines(events, monkeypatch, FORCE_COLOR="1", TERM="xterm-256color")
         assert lines[-1] == "\x1b[31mfailed\x1b[0m sub-03  its disk is full"

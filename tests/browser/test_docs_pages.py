@@ -46,7 +46,8 @@ def served(site):
 
 
 def test_every_page_opens_from_a_folder(page, site):
-    for path in sorted(site.rglob("*.html")):
+    # 404.html is a server's, which shows it at any address: its links begin at the root.
+    for path in sorted(set(site.rglob("*.html")) - {site / "404.html"}):
         page.open(path)
         assert page.do("return document.querySelectorAll('h1').length") == 1, path
         broken = page.do("return [...document.images].filter(i => !i.naturalWidth).map(i => i.src)")

@@ -26,7 +26,7 @@ def public() -> str:
 
 def exit_codes() -> str:
     """Return the exit codes of a run."""
-    from fusionflow import events
+    from fusionflow import cli, events
 
     said = {
         "EXIT_DONE": "done; subjects without a PET/MRI pair are listed, and are no error",
@@ -35,13 +35,18 @@ def exit_codes() -> str:
         "EXIT_NOTHING_RAN": "it could not run, or not go on (no scans, no weights, cluster gone, "
         "disk full); what was published stays",
         "EXIT_LOCKED": "another run writes the output folder",
-        "EXIT_INTERRUPTED": "interrupted (SIGINT, SIGTERM); what was published stays, the rest was "
-        "undone",
+        "EXIT_INTERRUPTED": "interrupted: one Ctrl-C finished what was in flight; a second, or "
+        "SIGTERM, undid it; what was published stays",
+        "EXIT_BUG": "a bug; the line says which file to send",
     }
     codes = {name: value for name, value in vars(events).items() if name.startswith("EXIT_")}
+    codes["EXIT_BUG"] = cli.EXIT_BUG
     if set(codes) != set(said):
         raise ValueError(f"exit codes without a word on them: {set(codes) ^ set(said)}")
-    return table(("code", "what it says"), [(f"`{codes[name]}`", said[name]) for name in codes])
+    return table(
+        ("code", "what it says"),
+        [(f"`{codes[name]}`", said[name]) for name in sorted(codes, key=codes.get)],
+    )
 
 
 MADE = {
