@@ -99,12 +99,13 @@ def test_typing_ctrl_c_once_spares_the_workers(run, tmp_path):
     run.wait_for(r"1 fused\x1b\[0m   0 failed   1 in flight")
     run.type(b"\x03")
     assert run.end() == EXIT_INTERRUPTED, run.shown
-    # Another one may have been sent since the bar was drawn.
-    assert re.search(r"Finishing (1 scan that is|2 scans that are) in flight", run.shown), run.shown
+    # Since the bar was drawn another one may have been sent, or the one have ended.
+    said = r"Finishing (1 scan that is|2 scans that are) in flight|Nothing is in flight; ending"
+    assert re.search(said, run.shown), run.shown
     assert "failed\x1b" not in run.shown
     published = list(ff.open_cohort(tmp_path / "out").labels)
     assert published == LABELS[: len(published)]
-    assert 2 <= len(published) < 4
+    assert 1 <= len(published) < 4
 
 
 def test_typing_ctrl_c_ends_a_report_in_one_line(tmp_path):
