@@ -194,13 +194,17 @@ class RunHandle:
         return self._report
 
     def stop(self) -> None:
-        """Begin no further scan; what is in flight is finished, and the cohort summarised."""
+        """Begin no further scan; what is in flight is finished, and the cohort summarised.
+
+        A run that still waits for workers ends at once.
+        """
         self._stopping = True
 
     def cancel(self) -> None:
         """End the run within about a second; what was published stays, the rest is undone.
 
-        It returns at once; `result` waits, and then raises CancelledError.
+        It returns at once; `result` waits, and then raises CancelledError. While pods of
+        Kubernetes come up nobody is asked, so it takes until the scheduler's pod is there.
         """
         self._stopping = self._cancelling = True
 

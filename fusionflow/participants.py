@@ -82,6 +82,10 @@ class Plan:
         return [item for item in self.found.excluded if item.broken]
 
 
+class _AskedToEndError(Exception):
+    """Somebody asked the run to end while it waited for workers."""
+
+
 class ParticipantLevel:
     """The participant level of one run; what `Flight` reports to."""
 
@@ -152,7 +156,7 @@ class ParticipantLevel:
                 options, threads = self.config.cluster, self.config.method.threads
                 tenancy = Tenancy.of(self.report.run, options, client)
                 client = client or stack.enter_context(
-                    clusters.connect(options, torch_threads=threads)
+                    clusters.connect(options, torch_threads=threads, on_wait=self._on_wait)
                 )
                 self.tell(Started(client.dashboard_link))
                 if self.is_stopping():
@@ -163,6 +167,8 @@ class ParticipantLevel:
                     stack.enter_context(performance_report(client, self.paths, tenancy.run))
                 flight = Flight(client, tenancy, self, options, self.recipe)
                 flight.fly(self._jobs(first, rest))
+        except _AskedToEndError:
+            pass  # and so `stopped` says
         finally:  # now that the workers are gone, for they wrote until then
             if self._begun:  # interrupted, or planned and then not sent
                 for attempt in list(self._begun.values()):
@@ -180,6 +186,7 @@ class ParticipantLevel:
             self.paths.root,
             self.config.cluster,
             self.config.conform.space,
+            self._on_wait,
         )
         self.tell(looked)
         looked.raise_if_failed()
@@ -257,6 +264,11 @@ class ParticipantLevel:
                 "Check space and permissions",
             ) from error
         return job
+
+    def _on_wait(self) -> None:
+        """End the waiting for workers if somebody asked the run to end."""
+        if self.is_stopping():
+            raise _AskedToEndError
 
     def is_stopping(self) -> bool:
         """Whether somebody asked the run to end; tells of it once, and goes on asking."""

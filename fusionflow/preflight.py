@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,7 @@ def preflight(
     out: Path,
     options: ClusterOptions,
     space: Path | None = None,
+    on_wait: Callable[[], object] = bool,
 ) -> tuple[Recipe, Preflight]:
     """Settle whether networks run on GPUs, and look whether a cluster can do a run.
 
@@ -109,6 +110,8 @@ def preflight(
         Whether a GPU is needed, and how long to wait for a worker.
     space : Path, optional
         The image whose grid results get.
+    on_wait : callable
+        Called while it waits for a worker; what it raises ends that.
 
     Returns
     -------
@@ -123,7 +126,7 @@ def preflight(
         If no worker comes that can do the work, or the output cannot be written.
     """
     recipe = replace(recipe, needs_gpu=_needs_gpu(client, recipe, options))
-    await_workers(client, options.patience, with_gpu=recipe.needs_gpu)
+    await_workers(client, options.patience, with_gpu=recipe.needs_gpu, on_wait=on_wait)
     sample = list(scans[:: max(1, len(scans) // _SAMPLE)][:_SAMPLE])
     sizes = _sizes(sample, space)
     meeting = out / f"{UNFINISHED}preflight-{uuid.uuid4().hex[:8]}"

@@ -2,7 +2,8 @@
 
 Ctrl-C (SIGINT) once: what is in flight is finished, and no further scan begins. Twice, or while
 nothing is in flight: it stops at once, and what was in flight is undone. SIGTERM stops at once,
-for who sends it (SLURM, Kubernetes, systemd, a shutdown) kills a process some seconds later.
+for who sends it (SLURM, Kubernetes, systemd, a shutdown) kills a process some seconds later; so
+does SIGHUP, when the terminal goes away, unless `nohup` has it ignored.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Interrupts:
     def listening(self) -> Iterator[None]:
         """Handle signals as long as this is open; in another thread than the main one, none."""
         handlers = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._at_once}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self._at_once
         before = {}
         try:
             for number, handler in handlers.items():

@@ -14,6 +14,7 @@ from fusionflow.io.derivatives import relative_folder
 from fusionflow.io.files import json_bytes
 from fusionflow.ledger import OutputPaths
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS
+from fusionflow.report.page import MADE_BY
 
 SITES = ("Aarhus", "Bergen", "Turku")
 
@@ -53,7 +54,7 @@ def write_output(root: Path, records, *, pages: bool = False) -> OutputPaths:
         if pages:
             folder = root / relative_folder(item.subject, item.session)
             folder.mkdir(parents=True, exist_ok=True)
-            page = f"<!doctype html><html lang=en><title>{item.label}</title>"
+            page = f"<!doctype html><html lang=en>{MADE_BY}<title>{item.label}</title>"
             (folder / f"{item.label}_fused.html").write_text(page)
     write_index(paths)
     return paths

@@ -1,9 +1,12 @@
 """A run in the background."""
 
+import contextlib
 import threading
+import time
 from concurrent.futures import CancelledError
 
 import pytest
+from distributed import LocalCluster
 from runs import LABELS, config, leftovers
 
 import fusionflow as ff
@@ -17,6 +20,23 @@ from fusionflow.records import Attempt
 def one_at_a_time(method="dwt-max"):
     how = config() if method is None else ff.RunConfig(method=method, conform=config().conform)
     return how.model_copy(update={"cluster": ClusterOptions(window=1)})
+
+
+@pytest.fixture
+def waits_for_workers(phantom_bids, tmp_path):
+    """A run on a cluster to which no worker comes."""
+    with LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as nobody:
+        cluster = ClusterOptions(address=nobody.scheduler_address, patience=600)
+        how = config().model_copy(update={"cluster": cluster})
+        out = tmp_path / "out"
+        handle = ff.run(phantom_bids, out, how, wait=False)
+        while handle.progress.scans is None:
+            assert not handle.done(), handle.error
+            time.sleep(0.05)
+        yield handle, out
+        handle.cancel()
+        with contextlib.suppress(CancelledError):
+            handle.result(60)
 
 
 class Gate:
@@ -86,6 +106,21 @@ class TestRun:
         assert handle.progress.state == "cancelled"
         assert leftovers(out) == []
         assert not list(out.glob("scans/*/attempt.json"))
+
+    def test_stop_ends_the_waiting_for_workers(self, waits_for_workers):
+        handle, out = waits_for_workers
+        handle.stop()
+        report = handle.result(60)
+        assert (report.state, len(report.fused), handle.progress.state) == (
+            "interrupted", 0, "stopped",
+        )  # fmt: skip
+        assert leftovers(out) == []
+
+    def test_cancel_ends_the_waiting_for_workers(self, waits_for_workers):
+        handle, _ = waits_for_workers
+        handle.cancel()
+        with pytest.raises(CancelledError):
+            handle.result(60)
 
     def test_what_the_run_is_asked_for_reaches_it(self, phantom_bids, client, tmp_path):
         handle = ff.run(

@@ -15,6 +15,7 @@ from fusionflow.errors import NoScansError, StoreError
 from fusionflow.ledger import OutputPaths, publish
 from fusionflow.report import scan
 from fusionflow.report.cohort_page import write_cohort_report
+from fusionflow.report.page import MADE_BY
 from fusionflow.report.scan_pages import chosen_labels, due
 from fusionflow.runlock import RunLock
 
@@ -40,6 +41,17 @@ class TestChoosing:
         paths.current(labels[0]).touch()
         (paths.root / "sub-00001/ses-01/fused/sub-00001_ses-01_fused.html").unlink()
         assert due(paths, labels) == [labels[0], labels[2]]
+
+    def test_pages_of_another_version_are_due(self, tmp_path):
+        label = publish_scan(tmp_path).label
+        paths = OutputPaths(tmp_path)
+        page = scan.write_scan_report(tmp_path, label)
+        assert due(paths, [label]) == []
+        by_another = page.read_text().replace(
+            MADE_BY, MADE_BY.replace("fusionflow ", "fusionflow 9.")
+        )
+        page.write_text(by_another)
+        assert due(paths, [label]) == [label]
 
     def test_a_page_is_due_if_its_scan_was_published_anew_while_it_was_written(
         self, tmp_path, monkeypatch

@@ -143,6 +143,17 @@ class TestSignals:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
 
+    def test_so_does_sighup_unless_it_is_ignored(self):
+        before = signal.getsignal(signal.SIGHUP)
+        try:
+            with Interrupts().listening(), pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+            with Interrupts().listening():
+                signal.raise_signal(signal.SIGHUP)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
     def test_one_more_does_not_cut_off_the_tidying_up(self, interrupts):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,9 @@ _TELL = 5.0
 
 
 @contextlib.contextmanager
-def connect(options: ClusterOptions, *, torch_threads: int = 1) -> Iterator[distributed.Client]:
+def connect(
+    options: ClusterOptions, *, torch_threads: int = 1, on_wait: Callable[[], object] = bool
+) -> Iterator[distributed.Client]:
     """Start or reach a cluster, and leave it as it was found.
 
     Parameters
@@ -45,6 +48,8 @@ def connect(options: ClusterOptions, *, torch_threads: int = 1) -> Iterator[dist
         Where, and how many workers.
     torch_threads : int
         Threads that each task's network will use: fewer workers then have the cores.
+    on_wait : callable
+        Called several times a second while no worker has come; what it raises ends the waiting.
 
     Yields
     ------
@@ -70,25 +75,25 @@ def connect(options: ClusterOptions, *, torch_threads: int = 1) -> Iterator[dist
                     "A GPU is required, and the workers that the run would start have none",
                     "Take --cluster cuda, pools with GPUs, or the address of a scheduler",
                 )
-            cluster = stack.enter_context(_starter(options)(options, torch_threads))
+            cluster = stack.enter_context(_starter(options, on_wait)(options, torch_threads))
             client = stack.enter_context(distributed.Client(cluster))
         else:
             address = address_of(options)
             stack.enter_context(silence_logging_cmgr(dask_log_level()))
             stack.enter_context(_patience_with_the_network(options))
             client = stack.enter_context(_client(address, options))
-        await_workers(client, options.patience)
+        await_workers(client, options.patience, on_wait=on_wait)
         yield client
 
 
 def _starter(
-    options: ClusterOptions,
+    options: ClusterOptions, on_wait: Callable[[], object]
 ) -> Callable[[ClusterOptions, int], contextlib.AbstractContextManager[Any]]:
     """Return what starts a cluster of the kind that is wanted."""
     if options.kind == "slurm":
         from fusionflow.clusters.slurm import slurm
 
-        return slurm
+        return functools.partial(slurm, on_wait=on_wait)
     if options.kind == "kubernetes":
         from fusionflow.clusters.kubernetes import kubernetes
 
@@ -157,7 +162,11 @@ async def _greet(address: str, security: Security | None, patience: float) -> No
 
 
 def await_workers(
-    client: distributed.Client, patience: float, *, with_gpu: bool = False
+    client: distributed.Client,
+    patience: float,
+    *,
+    with_gpu: bool = False,
+    on_wait: Callable[[], object] = bool,
 ) -> dict[str, dict[str, Any]]:
     """Wait for a worker, or for one that advertises a GPU, and return all such workers.
 
@@ -186,5 +195,6 @@ def await_workers(
         if waited > _TELL and not told:
             logger.warning("Waiting up to %.0f s for a %s at %s", patience, what, address)
             told = True
+        on_wait()
         time.sleep(min(_LOOK, patience))
     return found

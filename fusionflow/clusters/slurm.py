@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,9 @@ def slurm_settings(options: ClusterOptions) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def slurm(options: ClusterOptions, torch_threads: int = 1) -> Iterator[SlurmPools]:
+def slurm(
+    options: ClusterOptions, torch_threads: int = 1, *, on_wait: Callable[[], object] = bool
+) -> Iterator[SlurmPools]:
     """Have jobs of SLURM, and cancel all of them in the end.
 
     Parameters
@@ -56,6 +58,8 @@ def slurm(options: ClusterOptions, torch_threads: int = 1) -> Iterator[SlurmPool
         The pools.
     torch_threads : int
         Threads that each task's network will use.
+    on_wait : callable
+        As in `connect`.
 
     Yields
     ------
@@ -102,7 +106,7 @@ def slurm(options: ClusterOptions, torch_threads: int = 1) -> Iterator[SlurmPool
             ) from error
         stack.callback(_end, cluster)
         cluster.look()
-        _await_worker(cluster, options)
+        _await_worker(cluster, options, on_wait)
         yield cluster
 
 
@@ -116,7 +120,9 @@ def private_folder(options: ClusterOptions) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _await_worker(cluster: SlurmPools, options: ClusterOptions) -> None:
+def _await_worker(
+    cluster: SlurmPools, options: ClusterOptions, on_wait: Callable[[], object]
+) -> None:
     """Wait for a worker, with a GPU if one is needed, and say meanwhile what SLURM says.
 
     Raises
@@ -127,6 +133,7 @@ def _await_worker(cluster: SlurmPools, options: ClusterOptions) -> None:
     begun = time.monotonic()
     told = ""
     while not cluster.has_worker(with_gpu=options.needs_gpu):
+        on_wait()
         time.sleep(_LOOK)
         now = time.monotonic()
         cluster.raise_if_hopeless(with_gpu=options.needs_gpu)

@@ -54,6 +54,8 @@ image is not quantitative PET, and nothing here is meant for diagnosis.
 _ENDINGS = ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz", "registration.png")
 #: Of the page that `fusionflow.report.scan` makes of the outputs.
 REPORT = "fused.html"
+#: The page that `fusionflow.report.cohort_page` makes of all scans, in the output folder.
+COHORT_REPORT = "group.html"
 
 
 def scan_file_names(label: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from fusionflow import __version__
 from fusionflow.cohort import Cohort, open_cohort
 from fusionflow.errors import ConfigurationError, NoScansError, StoreError
 from fusionflow.index import Index, read_index
+from fusionflow.io.derivatives import COHORT_REPORT
 from fusionflow.io.files import file_sha256, fingerprint, write_bytes
 from fusionflow.ledger import OutputPaths
 from fusionflow.report.cohort_data import Failures, packed, read_scans, reported
@@ -30,7 +31,6 @@ from fusionflow.summary import cohort_table, summarise_records
 
 logger = logging.getLogger(__name__)
 
-NAME = "group.html"
 
 #: Files beside the page that it names, if they are there.
 _FILES = {
@@ -77,7 +77,7 @@ def write_cohort_report(
     StoreError
         If the folder or one to compare with holds no output, or the page cannot be written.
     """
-    path = paths.root / NAME
+    path = paths.root / COHORT_REPORT
     index = read_index(paths)
     if left_out is None:
         left_out = _left_out(paths)

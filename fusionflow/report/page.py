@@ -13,12 +13,17 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fusionflow import __version__
+
 #: A page may run what is in it and show what is in it, and reach nothing.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
     "script-src 'unsafe-inline' blob: 'wasm-unsafe-eval'; worker-src blob:; "
     "connect-src data: blob:; base-uri 'none'; form-action 'none'"
 )
+
+#: Says in every page what made it.
+MADE_BY = Markup(f'<meta name="generator" content="fusionflow {__version__}">')
 
 
 def render(template: str, **values: Any) -> str:  # noqa: ANN401
@@ -48,7 +53,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"policy": POLICY, "static": static}
+    environment.globals |= {"policy": POLICY, "static": static, "made_by": MADE_BY}
     environment.filters |= {"embedded": embedded, "figure": figure}
     return environment
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from fusionflow.config import Method, Wavelet
 from fusionflow.errors import ScanNotFoundError, StoreError
-from fusionflow.io.derivatives import REPORT, relative_folder
+from fusionflow.io.derivatives import COHORT_REPORT, REPORT, relative_folder
 from fusionflow.io.files import write_bytes
 from fusionflow.io.store import Layout, open_volume
 from fusionflow.ledger import OutputPaths, read_published
@@ -154,6 +154,7 @@ def _page(paths: OutputPaths, record: Published, method: Method, group: Path) ->
     return render(
         "scan.html.j2",
         record=record,
+        cohort="../" * len(relative_folder(record.subject, record.session).parts) + COHORT_REPORT,
         method=method,
         verdict=provenance.verdict(record),
         figures=provenance.registration_figures(record),

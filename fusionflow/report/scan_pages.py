@@ -14,6 +14,10 @@ from pathlib import Path
 from fusionflow.errors import FusionflowError, NoScansError
 from fusionflow.ledger import OutputPaths
 from fusionflow.report.cohort_data import report_place
+from fusionflow.report.page import MADE_BY
+
+#: Bytes of a page that hold what made it.
+_HEAD = 4096
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,17 @@ def chosen_labels(
 
 
 def due(paths: OutputPaths, labels: Sequence[str]) -> list[str]:
-    """Return the scans whose page is not there, or older than what is published."""
+    """Return the scans whose page is not there, or older than the scan or than fusionflow."""
     return [label for label in labels if _is_due(paths, label)]
 
 
 def _is_due(paths: OutputPaths, label: str) -> bool:
     page = paths.root / report_place(label)
     try:
-        return page.stat().st_mtime_ns < paths.current(label).stat().st_mtime_ns
+        if page.stat().st_mtime_ns < paths.current(label).stat().st_mtime_ns:
+            return True
+        with page.open("rb") as file:
+            return MADE_BY.encode() not in file.read(_HEAD)
     except OSError:
         return True
 

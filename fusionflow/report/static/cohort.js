@@ -2,6 +2,7 @@
 
 const choice = (id) => document.getElementById(id);
 const mostOutliers = 200;
+const fewScans = 10;
 
 function thresholdNow() {
   const value = Number(choice("threshold").value);
@@ -48,7 +49,16 @@ function showOutliers() {
     : `No figure is beyond ${threshold}.`;
   choice("outlier-table").hidden = !found.length;
   choice("outlier-table").tBodies[0].replaceChildren(...found.slice(0, mostOutliers).map(outlierRow));
-  choice("unmeasured").replaceChildren(...(one ? [one] : figures).flatMap(unmeasured));
+  choice("unmeasured").replaceChildren(...few(), ...(one ? [one] : figures).flatMap(unmeasured));
+}
+
+/* Ways that so few scans were made in that their MAD is a guess. */
+function few() {
+  const counts = new Map();
+  for (const way of packed.ways) counts.set(way, (counts.get(way) ?? 0) + 1);
+  return [...counts.values()].filter((count) => count < fewScans).map((count) => element("li", {},
+    `Only ${count} ${count === 1 ? "scan was" : "scans were"} made in one of the ways: with fewer than ${fewScans} `
+    + "the MAD is a rough guess, and z with it."));
 }
 
 function outlierRow({ figure, scan, z }) {
