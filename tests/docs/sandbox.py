@@ -21,8 +21,9 @@ INSTEAD = (
     # The demo's volumes are as large as real ones; `make demo` runs it.
     (r"^fusionflow demo (\w+)", r"small_demo \1"),
     # A worker process takes longer to start than to fuse such volumes.
-    (r"^((?:dask )?fusionflow run (?!.*(?:--n-workers|--list|--dry|group).*).*?)(\s+#.*)?$",
+    (r"^((?:dask )?fusionflow run (?!.*(?:--n-workers|--list|--dry|group|cluster).*).*?)(\s+#.*)?$",
      r"\1 --n-workers 1\2"),
+    (r"\bnode-1\b", "127.0.0.1"),
 )  # fmt: skip
 
 #: Commands of the sandbox itself.
@@ -65,6 +66,8 @@ def prepare(folder: Path) -> Path:
     _pictures(folder)
     _dicom(folder / "DICOM_DIR")
     _weights(folder / "vgg19.safetensors")
+    shutil.copy(ROOT / "deploy/slurm/cohort.yaml", folder)
+    shutil.copy(ROOT / "deploy/kubernetes/options.yaml", folder)
     for name in ("workflows", "deploy"):
         (folder / name).symlink_to(ROOT / name)
     return folder

@@ -1,6 +1,9 @@
 """A shell and a Python that take blocks of a page, one after the other."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +35,7 @@ class Session:
         self._process = subprocess.Popen(
             command, cwd=folder, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -44,6 +48,8 @@ class Session:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with contextlib.suppress(ProcessLookupError):  # what it left in the background
+            os.killpg(self._process.pid, signal.SIGTERM)
         self._process.stdout.close()
 
     def _ask(self, text: str) -> tuple[int, str]:

@@ -2,7 +2,8 @@
 
 Above a block that cannot be run here stands ``<!-- not run: why -->``; where that is true of single
 lines, ``<!-- not run `part of the line`: why -->``. ``<!-- roughly -->`` above a block of text says
-that it is the output of the block before, but for figures and blanks.
+that it is the output of the block before, but for figures and blanks; ``<!-- file: name -->`` that
+it is the content of a file.
 """
 
 import re
@@ -13,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "workflows/docs/pages"
 
 _BLOCK = re.compile(
-    r"(?P<marks>(?:^<!-- (?:not run|roughly)[^\n]*-->\n)*)"
+    r"(?P<marks>(?:^<!-- (?:not run|roughly|file)[^\n]*-->\n)*)"
     r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_FILE = re.compile(r"<!-- file: (\S+) -->")
 _NOT_RUN = re.compile(r"<!-- not run(?: `(?P<part>[^`]+)`)?: (?P<why>.+?) -->")
 
 
@@ -30,6 +32,7 @@ class Block:
     code: str
     skipped: dict[str, str]
     is_rough: bool
+    file: str | None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -49,8 +52,12 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Return the README, then all pages."""
-    return [ROOT / "README.md", *sorted(PAGES.rglob("*.md"))]
+    """Return the README, then all pages, then those about clusters."""
+    return [
+        ROOT / "README.md",
+        *sorted(PAGES.rglob("*.md")),
+        *sorted((ROOT / "deploy").glob("*.md")),
+    ]
 
 
 def blocks(path: Path) -> list[Block]:
@@ -67,6 +74,7 @@ def blocks(path: Path) -> list[Block]:
                 match["code"],
                 marks,
                 "<!-- roughly -->" in match["marks"],
+                file[1] if (file := _FILE.search(match["marks"])) else None,
             )
         )
     fences = len(re.findall(r"^```", text, re.MULTILINE))

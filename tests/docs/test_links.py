@@ -7,7 +7,7 @@ from snippets import ROOT, pages
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
-ALL = [*pages(), *sorted((ROOT / "deploy").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+ALL = [*pages(), ROOT / "CONTRIBUTING.md"]
 
 
 def anchors(text: str) -> set[str]:
