@@ -11,12 +11,13 @@ AXE := axe-core@4.14.1
 BENCHMARKS := naive overhead scaling per_scan memory peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser notebooks docs faults cluster bench bench-smoke container \
+.PHONY: help demo test slow browser notebooks docs faults cluster bench bench-smoke container \
 	container-test check format clean
 
 help:
 	@echo "make demo    set up, write a phantom cohort, fuse it, say where the results are"
 	@echo "make test    set up and run the tests"
+	@echo "make slow    the tests that take longest: clusters, processes killed, memory run out of"
 	@echo "make browser  the reports in headless Chromium (Debian: chromium chromium-driver npm)"
 	@echo "make notebooks  run every notebook"
 	@echo "make docs    build the pages (site/), run every command and snippet of them"
@@ -33,6 +34,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow tests
 
 browser: $(VENV)/.installed-docs $(VENV)/axe.min.js
 	FUSIONFLOW_AXE=$(VENV)/axe.min.js $(BIN)/python -m pytest -m browser tests/browser

@@ -168,6 +168,7 @@ class TestWhereTheOutputMayBe:
         assert f"{tmp_path} is a dataset that fusionflow did not make" in result.output
 
 
+@pytest.mark.slow
 def test_as_a_command_of_dask(bids, tmp_path):
     run = fusionflow(
         "run", bids, tmp_path, "--participant-label", "02", "--method", "average",

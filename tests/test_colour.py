@@ -287,6 +287,7 @@ class TestRealSlices:
         found = fit_table(folder(shared, "train/PET-MRI/PET"))
         assert_allclose(found.colours, TABLES["harvard-pet"].colours, atol=1e-9)
 
+    @pytest.mark.slow
     def test_resampled_pet_is_recognised_and_recoloured_alike(self, shared):
         for image in folder(shared, "val/PET"):
             found = recognise(image)

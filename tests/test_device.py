@@ -193,6 +193,7 @@ class TestOutOfMemory:
         assert "fewer tasks" in caught.value.mend
         assert "another device" in caught.value.mend
 
+    @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems limit no address space")
     @pytest.mark.parametrize(
         ("name", "weights"), [("dwt-vgg19-l1", "random:0"), ("dwt-vgg19", "auto")]

@@ -30,6 +30,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 @pytest.mark.parametrize(("name", "weights"), [("dwt-vgg19-l1", "random:0"), ("dwt-vgg19", "auto")])
 def test_large_slices_take_little_more_than_the_features_of_one(name, weights):

@@ -22,6 +22,8 @@ from fusionflow.config import ClusterOptions
 from fusionflow.errors import ClusterError
 from fusionflow.events import Fused
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory):

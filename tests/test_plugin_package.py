@@ -15,6 +15,8 @@ import pytest
 from fusionflow.ledger import OutputPaths, read_published
 from fusionflow.phantom import write_cohort
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 PACKAGE = HERE / "plugin_package"
 #: They would be found in this process's folders: what the environment has is to decide.

@@ -265,6 +265,7 @@ class TestLargeVolumes:
 
 
 class TestSameBits:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (1, 2)])
     def test_any_number_of_workers_and_threads(
         self, fused, phantom_bids, tmp_path, workers, threads
@@ -316,6 +317,7 @@ class TestLazy:
         np.testing.assert_array_equal(lazy.fused.compute().values, scan.fused.values)
 
 
+@pytest.mark.slow
 def test_a_reader_is_never_disturbed(fused, phantom_bids, client, tmp_path):
     """A cohort that is open stays as it was, one opened anew is whole, while all is replaced."""
     out = shutil.copytree(fused[0], tmp_path / "out")

@@ -14,6 +14,8 @@ from fusionflow import fusion, graph
 from fusionflow.config import METHODS, RunConfig
 from fusionflow.warm import KeepNetwork, kept_network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory):

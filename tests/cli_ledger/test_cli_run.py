@@ -160,6 +160,7 @@ class TestSummaryForMachines:
         assert read_published(OutputPaths(out), BAD) is not None
         assert not (out / "run.lock").exists()
 
+    @pytest.mark.slow
     def test_of_a_run_that_was_interrupted_says_so(self, bids, tmp_path):
         out = tmp_path / "out"
         command = [

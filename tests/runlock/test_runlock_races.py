@@ -86,6 +86,7 @@ class TestPoorFileSystems:
 
 
 class TestRaces:
+    @pytest.mark.slow
     @pytest.mark.parametrize("stale", [True, False], ids=["stale", "free"])
     def test_exactly_one_of_two_processes_gets_it(self, tmp_path, stale):
         of_the_dead(tmp_path / "left")

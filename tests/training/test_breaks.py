@@ -44,6 +44,7 @@ class TestBreaks:
         first = train(small(), tmp_path).model.read_bytes()
         assert train(small(), tmp_path).model.read_bytes() == first
 
+    @pytest.mark.slow
     def test_killed_at_any_moment(self, small, tmp_path):
         """By SIGKILL, as a batch system does it; the command goes on."""
         config = tmp_path / "train.yaml"
