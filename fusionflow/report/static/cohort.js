@@ -22,7 +22,9 @@ function fillChoices() {
   const offered = [...choice("group").options].filter(({ value }) => value !== "");
   const first = ["method", "site", "site_id", "center", "centre"]
     .map((name) => offered.find(({ value }) => columns[value].name.toLowerCase() === name)).find(Boolean);
-  choice("group").value = (first ?? offered[0])?.value ?? "";
+  const telling = offered.find(({ value }) => // groups of one or two show nothing that dots do not
+    columns[value].kind === "text" && everyScan.length >= LEAST_SUMMED * columns[value].values.length);
+  choice("group").value = (first ?? telling)?.value ?? "";
   choice("outlier-figure").append(element("option", { value: "" }, "any figure"));
   figures.forEach((figure, place) =>
     choice("outlier-figure").append(element("option", { value: place }, figure.title)));

@@ -5,6 +5,9 @@ const ROW = 34;
 const FOOT = 24;
 const RIGHT = 22;
 const LEAST_BOXED = 5; // quartiles of fewer are hardly any
+const LEAST_SUMMED = 3; // nor is a median
+const FEW_DOTS = 60;
+const MANY_DOTS = 300;
 
 const svg = (name, attributes, text) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -38,14 +41,15 @@ function ticks([low, high], most = 5) {
 const jitter = (scan) => ((scan * 0.6180339887) % 1) - 0.5;
 
 /* One path for all dots, one for each place on the screen that has any. */
-function dots(places, many) {
+function dots(places) {
   const taken = new Set();
   let path = "";
   for (const [x, y] of places) {
     const at = `M${x.toFixed(0)} ${y.toFixed(0)}h0`;
     if (!taken.has(at)) { taken.add(at); path += at; }
   }
-  return svg("path", { class: many ? "dots many" : "dots", d: path });
+  const size = places.length > MANY_DOTS ? " many" : places.length < FEW_DOTS ? " few" : "";
+  return svg("path", { class: `dots${size}`, d: path });
 }
 
 const crosses = (places) => svg("path", {
@@ -57,7 +61,7 @@ const isOdd = (figure, scan, threshold) => Math.abs(figure.z[scan]) > threshold;
 
 function draw(picture, figure, places, threshold) {
   const odd = places.filter(([, , scan]) => isOdd(figure, scan, threshold));
-  picture.append(dots(places.filter(([, , scan]) => !isOdd(figure, scan, threshold)), places.length > 300));
+  picture.append(dots(places.filter(([, , scan]) => !isOdd(figure, scan, threshold))));
   if (odd.length) picture.append(crosses(odd));
   picture.places = places;
 }
@@ -96,7 +100,7 @@ function strips(figure, groups, threshold) {
     if (finite.length >= LEAST_BOXED) {
       boxes.push(svg("rect", { class: "box", x: x(low), y, width: Math.max(1, x(top) - x(low)), height }));
     }
-    boxes.push(svg("line", { class: "median", x1: x(median), x2: x(median), y1: y, y2: y + height }));
+    if (finite.length >= LEAST_SUMMED) boxes.push(svg("line", { class: "median", x1: x(median), x2: x(median), y1: y, y2: y + height }));
   });
   draw(picture, figure, places, threshold);
   picture.append(...boxes);
@@ -133,7 +137,7 @@ function panel(figure, column, inQuarters, threshold) {
   const units = figure.units === "1" ? "" : ` (${figure.units})`;
   const made = element("figure", { "data-figure": figure.key },
     element("figcaption", {}, figure.title, element("span", {}, units + better)));
-  made.append(plotted ?? element("p", {}, "No scan has this figure."));
+  made.append(plotted ?? element("p", {}, "No scan has a finite figure."));
   const lacking = everyScan.filter((scan) => !Number.isFinite(figure.values[scan])).length;
   if (plotted && lacking) made.append(element("p", { class: "soft" }, `Not drawn: ${lacking} without a finite figure.`));
   if (plotted) {
