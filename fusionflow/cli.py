@@ -42,7 +42,7 @@ from fusionflow.cli_options import (
 )
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError, StoreError
 from fusionflow.logs import EXIT_INTERRUPTED, complain, mend_streams
-from fusionflow.stopping import Interrupts, interrupt
+from fusionflow.stopping import Interrupts, hang_up, interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,6 +63,8 @@ class _Commands(click.Group):
         with contextlib.suppress(ValueError):  # only the main thread can
             for number in (signal.SIGTERM, signal.SIGINT):  # schedulers send the first
                 signal.signal(number, interrupt)
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(signal.SIGHUP, hang_up)
         mend_streams()
         ctx.color = _colour(os.environ)
         try:
@@ -80,7 +82,7 @@ class _Commands(click.Group):
                 _complain(ctx, what, EXIT_NOTHING_RAN)
 
             _complain(ctx, report_bug(error), EXIT_BUG)
-        except KeyboardInterrupt:  # or SIGTERM
+        except KeyboardInterrupt:  # or SIGTERM, SIGHUP
             _complain(
                 ctx, "Interrupted: what was published stays, the rest was undone.", EXIT_INTERRUPTED
             )

@@ -9,8 +9,11 @@ does SIGHUP, when the terminal goes away, unless `nohup` has it ignored.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import signal
+import termios
 import time
 import weakref
 from collections.abc import Iterator
@@ -56,7 +59,7 @@ class Interrupts:
         """Handle signals as long as this is open; in another thread than the main one, none."""
         handlers = {signal.SIGINT: self._on_interrupt, signal.SIGTERM: self._at_once}
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            handlers[signal.SIGHUP] = self._at_once
+            handlers[signal.SIGHUP] = self._hang_up
         before = {}
         try:
             for number, handler in handlers.items():
@@ -74,11 +77,33 @@ class Interrupts:
         elif now - self._asked > ECHO:
             self._at_once(number, frame)
 
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        leave_lost_terminal()
+        self._at_once(number, frame)
+
     def _at_once(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._cut > _TIDYING:
             self._asked = self._cut = now
             interrupt(number, frame)
+
+
+def hang_up(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, as a handler of SIGHUP."""
+    leave_lost_terminal()
+    interrupt(number, frame)
+
+
+def leave_lost_terminal() -> None:
+    """Say nothing more to a terminal that went away: each word would be an error of its own."""
+    for stream in (0, 1, 2):
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                nothing = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nothing, stream)
+                os.close(nothing)
 
 
 def interrupt(_signal: int, frame: FrameType | None) -> None:

@@ -146,6 +146,7 @@ class TestSignals:
     def test_so_does_sighup_unless_it_is_ignored(self):
         before = signal.getsignal(signal.SIGHUP)
         try:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             with Interrupts().listening(), pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does

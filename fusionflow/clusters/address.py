@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from distributed.security import Security
@@ -22,8 +23,15 @@ _LOOK = 0.2
 _ENCRYPTED = ("tls", "wss", "inproc")
 
 
-def address_of(options: ClusterOptions) -> str:
+def address_of(options: ClusterOptions, on_wait: Callable[[], object] = bool) -> str:
     """Return where the scheduler is, waiting for its file if that is what names it.
+
+    Parameters
+    ----------
+    options : ClusterOptions
+        Where.
+    on_wait : callable
+        Called while there is no file yet; what it raises ends the waiting.
 
     Raises
     ------
@@ -33,7 +41,7 @@ def address_of(options: ClusterOptions) -> str:
         If the scheduler is on another machine, without TLS, and that is not allowed.
     """
     if options.scheduler_file is not None:
-        address = _address_in(options.scheduler_file, options.patience)
+        address = _address_in(options.scheduler_file, options.patience, on_wait)
     else:
         address = str(options.address)
     _check_address(address, options)
@@ -77,7 +85,7 @@ def security_of(options: ClusterOptions) -> Security | None:
     return security
 
 
-def _address_in(path: Path, patience: float) -> str:
+def _address_in(path: Path, patience: float, on_wait: Callable[[], object]) -> str:
     """Return the address that a scheduler wrote into a file, once it has.
 
     Raises
@@ -102,6 +110,7 @@ def _address_in(path: Path, patience: float) -> str:
         if not told:
             logger.warning("Waiting up to %.0f s for a scheduler to write %s", patience, path)
             told = True
+        on_wait()
         time.sleep(min(_LOOK, patience))
 
 

@@ -49,7 +49,8 @@ def connect(
     torch_threads : int
         Threads that each task's network will use: fewer workers then have the cores.
     on_wait : callable
-        Called several times a second while no worker has come; what it raises ends the waiting.
+        Called now and then while no scheduler or worker has come; what it raises ends the
+        waiting.
 
     Yields
     ------
@@ -78,10 +79,10 @@ def connect(
             cluster = stack.enter_context(_starter(options, on_wait)(options, torch_threads))
             client = stack.enter_context(distributed.Client(cluster))
         else:
-            address = address_of(options)
+            address = address_of(options, on_wait)
             stack.enter_context(silence_logging_cmgr(dask_log_level()))
             stack.enter_context(_patience_with_the_network(options))
-            client = stack.enter_context(_client(address, options))
+            client = stack.enter_context(_client(address, options, on_wait))
         await_workers(client, options.patience, on_wait=on_wait)
         yield client
 
@@ -110,7 +111,9 @@ def _patience_with_the_network(options: ClusterOptions) -> dask.config.set:
     return dask.config.set({_GAP: f"{limit}s"})
 
 
-def _client(address: str, options: ClusterOptions) -> distributed.Client:
+def _client(
+    address: str, options: ClusterOptions, on_wait: Callable[[], object]
+) -> distributed.Client:
     """Return a client of the scheduler that is there.
 
     Raises
@@ -123,6 +126,7 @@ def _client(address: str, options: ClusterOptions) -> distributed.Client:
     until = time.monotonic() + (options.scheduler_patience or 0)
     try:
         while not _answers(address, security, patience, until):
+            on_wait()
             time.sleep(_LOOK)
         return distributed.Client(address, timeout=patience, security=security)
     except (OSError, TimeoutError, ValueError, TypeError) as error:

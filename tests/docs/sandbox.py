@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,14 @@ from snippets import ROOT
 from fusionflow.phantom import write_cohort
 
 SMALL = (24, 28, 24)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 BIN = Path(sys.executable).parent
 
 #: What a page says, and what is run instead: the same on less.
@@ -24,6 +33,7 @@ INSTEAD = (
     (r"^((?:dask )?fusionflow run (?!.*(?:--n-workers|--list|--dry|group|cluster).*).*?)(\s+#.*)?$",
      r"\1 --n-workers 1\2"),
     (r"\bnode-1\b", "127.0.0.1"),
+    (r"\b8786\b", str(_free_port())),
 )  # fmt: skip
 
 #: Commands of the sandbox itself.

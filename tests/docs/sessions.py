@@ -70,7 +70,8 @@ class Shell(Session):
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         super().__init__(_SHELL, folder, environment)
-        self._ask(f"set -euo pipefail\necho '{_END}' 0\n")
+        # Jobs in the background keep its output open, so its end would not be seen.
+        self._ask(f"set -euo pipefail\ntrap \"echo '{_END}' \\$?\" EXIT\necho '{_END}' 0\n")
 
     def run(self, code: str, _where: str) -> tuple[int, str]:
         """Run commands; their exit code and what they said."""

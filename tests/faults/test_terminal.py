@@ -15,7 +15,7 @@ import time
 import psutil
 import pytest
 from made_scans import publish_scan
-from runs import LABELS
+from runs import LABELS, leftovers
 from scene import DWT_MAX
 
 import fusionflow as ff
@@ -40,11 +40,12 @@ class AtATerminal:
         )  # fmt: skip
         os.close(theirs)
         self.shown = ""
+        self._lost = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self):
-        while True:
+        while not self._lost.is_set():
             try:
                 self.shown += os.read(self._ours, 1 << 16).decode(errors="replace")
             except OSError:
@@ -83,6 +84,12 @@ class AtATerminal:
                 found, since = last, time.monotonic()
             time.sleep(0.02)
         return found
+
+    def hang_up(self):
+        """Take the terminal away, as a connection that breaks does."""
+        self._lost.set()
+        self._reader.join()  # which it does at the next frame
+        os.close(self._ours)
 
     def end(self):
         try:
@@ -130,6 +137,18 @@ def test_typing_ctrl_c_once_spares_the_workers(run, tmp_path):
     assert run.end() == EXIT_INTERRUPTED, run.shown
     assert "failed\x1b" not in run.shown
     assert list(ff.open_cohort(tmp_path / "out").labels) == LABELS[: int(fused) + 1]
+
+
+def test_a_terminal_that_goes_away_leaves_nothing_half_done(run, tmp_path):
+    run.wait_for(r"1 fused\x1b\[0m   0 failed   1 in flight")
+    run.hang_up()
+    assert run.process.wait(timeout=90) == EXIT_INTERRUPTED
+    out = tmp_path / "out"
+    published = list(ff.open_cohort(out).labels)
+    assert published == LABELS[: len(published)]
+    assert 1 <= len(published) < len(LABELS)
+    assert leftovers(out) == []
+    assert not (out / "run.lock").exists()
 
 
 def test_typing_ctrl_c_ends_a_report_in_one_line(tmp_path):

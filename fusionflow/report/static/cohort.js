@@ -22,7 +22,7 @@ function fillChoices() {
   const offered = [...choice("group").options].filter(({ value }) => value !== "");
   const first = ["method", "site", "site_id", "center", "centre"]
     .map((name) => offered.find(({ value }) => columns[value].name.toLowerCase() === name)).find(Boolean);
-  const telling = offered.find(({ value }) => // groups of one or two show nothing that dots do not
+  const telling = offered.find(({ value }) => // of groups of one or two nothing is summed up
     columns[value].kind === "text" && everyScan.length >= LEAST_SUMMED * columns[value].values.length);
   choice("group").value = (first ?? telling)?.value ?? "";
   choice("outlier-figure").append(element("option", { value: "" }, "any figure"));
@@ -51,16 +51,17 @@ function showOutliers() {
     : `No figure is beyond ${threshold}.`;
   choice("outlier-table").hidden = !found.length;
   choice("outlier-table").tBodies[0].replaceChildren(...found.slice(0, mostOutliers).map(outlierRow));
-  choice("unmeasured").replaceChildren(...few(), ...(one ? [one] : figures).flatMap(unmeasured));
+  const concerned = one ? [one] : figures;
+  choice("unmeasured").replaceChildren(...few(concerned), ...concerned.flatMap(unmeasured));
 }
 
-/* Ways that so few scans were made in that their MAD is a guess. */
-function few() {
-  const counts = new Map();
-  for (const way of packed.ways) counts.set(way, (counts.get(way) ?? 0) + 1);
-  return [...counts.values()].filter((count) => count < fewScans).map((count) => element("li", {},
-    `Only ${count} ${count === 1 ? "scan was" : "scans were"} made in one of the ways: with fewer than ${fewScans} `
-    + "the MAD is a rough guess, and z with it."));
+/* How many scans have their like in so few others that the MAD is a guess. */
+function few(shown) {
+  const concerned = [...everyScan].filter((scan) => shown.some((figure) =>
+    Number.isFinite(figure.z[scan]) && figure.n[packed.ways[scan]] < fewScans)).length;
+  return !concerned ? [] : [element("li", {},
+    `z of ${concerned} ${concerned === 1 ? "scan" : "scans"} is a rough guess: fewer than ${fewScans} scans with that figure `
+    + "were made in just the same way.")];
 }
 
 function outlierRow({ figure, scan, z }) {

@@ -95,7 +95,8 @@ function strips(figure, groups, threshold) {
     if (!finite.length) { said.push(`${name}: none`); return; }
     const sorted = finite.map((scan) => figure.values[scan]).sort((a, b) => a - b);
     const [low, median, top] = [0.25, 0.5, 0.75].map((share) => quantile(sorted, share));
-    said.push(`${name}: median ${brief(median)}, quartiles ${brief(low)} and ${brief(top)}, n ${finite.length}`);
+    said.push(finite.length < LEAST_SUMMED ? `${name}: ${sorted.map(brief).join(" and ")}`
+      : `${name}: median ${brief(median)}, quartiles ${brief(low)} and ${brief(top)}, n ${finite.length}`);
     const [y, height] = [middle - 12, 24];
     if (finite.length >= LEAST_BOXED) {
       boxes.push(svg("rect", { class: "box", x: x(low), y, width: Math.max(1, x(top) - x(low)), height }));
