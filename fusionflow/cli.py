@@ -42,7 +42,7 @@ from fusionflow.cli_options import (
 )
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError, StoreError
 from fusionflow.logs import EXIT_INTERRUPTED, complain, mend_streams
-from fusionflow.stopping import Interrupts, hang_up, interrupt
+from fusionflow.stopping import Interrupts, hang_up, interrupt, lead_nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,6 +91,10 @@ class _Commands(click.Group):
 def _complain(ctx: click.Context, message: str, code: int) -> NoReturn:
     """Say why a command ends, and end it."""
     complain(message, code)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again when it ends, and end with a code of its own
+        lead_nowhere(sys.stdout.fileno())
     ctx.exit(code)
 
 

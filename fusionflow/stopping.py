@@ -101,9 +101,14 @@ def leave_lost_terminal() -> None:
             termios.tcgetattr(stream)
         except termios.error as error:
             if error.args[0] == errno.EIO:
-                nothing = os.open(os.devnull, os.O_RDWR)
-                os.dup2(nothing, stream)
-                os.close(nothing)
+                lead_nowhere(stream)
+
+
+def lead_nowhere(stream: int) -> None:
+    """Let a file descriptor drop what is written to it."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, stream)
+    os.close(nothing)
 
 
 def interrupt(_signal: int, frame: FrameType | None) -> None:

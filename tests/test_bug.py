@@ -98,10 +98,13 @@ def shell(command, folder, **environment):
     )  # fmt: skip
 
 
-def test_no_room_for_what_it_prints_is_no_bug(tmp_path):
-    ended = shell("fusionflow run --list-methods > /dev/full", tmp_path)
+@pytest.mark.parametrize("columns", [40, 200])  # more and less than is written at a time
+def test_no_room_for_what_it_prints_is_no_bug(tmp_path, columns):
+    command = f"COLUMNS={columns} fusionflow run --list-methods > /dev/full"
+    ended = shell(command, tmp_path)
     assert ended.returncode == 4
     assert ended.stderr.startswith(b"Error: No space left on device")
+    assert ended.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("options", ["", "--json-logs"])
