@@ -9,6 +9,8 @@ import os
 import time
 from pathlib import Path
 
+from dask.utils import key_split
+
 from fusionflow import stages, staging
 
 VARIABLE = "FUSIONFLOW_WATCHED"
@@ -17,6 +19,8 @@ VARIABLE = "FUSIONFLOW_WATCHED"
 def _noted(function, stage, worker, folder):
     @functools.wraps(function)
     def noted(*arguments, **options):
+        if key_split(worker.get_current_task()) != f"fusionflow-{stage}":  # it is the preflight's
+            return function(*arguments, **options)
         (folder / f"{stage}-{worker.name}").touch()
         seconds = folder / "sleep"
         if stage == "fuse" and seconds.exists():
