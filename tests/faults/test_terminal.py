@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -26,6 +27,12 @@ from fusionflow.ledger import OutputPaths
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 
 
+def _sit_down_at_it():
+    """Make the standard input the terminal of this session; hear of its end even under nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class AtATerminal:
     """A command whose terminal is one of our own; it is the session's, so typing reaches all."""
 
@@ -36,7 +43,7 @@ class AtATerminal:
             [sys.executable, "-m", "fusionflow", *map(str, words)],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
             env={**os.environ, "TERM": "xterm-256color"},
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_sit_down_at_it,
         )  # fmt: skip
         os.close(theirs)
         self.shown = ""
