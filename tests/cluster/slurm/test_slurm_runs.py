@@ -79,7 +79,7 @@ def test_get_another_job_for_one_that_is_cancelled(slurm, bids, expected, notes,
 
 @pytest.mark.timeout(600)
 def test_outlive_the_walltime_of_their_jobs(slurm, bids, expected, notes, tmp_path, out):
-    notes.slow(6)  # of 16 tasks, and jobs take some time to begin
+    notes.slow(8)  # each of 16 tasks, two at a time: more than two jobs have time for
     pool = {**CPU, "walltime": "00:01:00"}
     begun = time.monotonic()
     report = ff.run(bids, out, how(options(tmp_path, cpu=pool)))
