@@ -45,6 +45,8 @@ _BYTES_A_VOXEL = 20.0
 #: Seconds for a worker to restart, and to say what it is at.
 _RESTART = 30.0
 _ANSWER = 5.0
+#: Seconds for workers to end what was cancelled: less than who ends this process may wait.
+_SILENCE = 8.0
 #: Looks at a scan within the time limit, where only those count that find it at work.
 _LOOKS = 4
 #: States of a client that has a scheduler, or may have it again: it tries for a while.
@@ -153,6 +155,8 @@ class Flight:
         finally:
             if self._aloft and self.client.status == "running":
                 self.client.cancel(list(self._aloft))
+                if self.tenancy.outlived:
+                    self._await_silence()
 
     def _sorted_out(self, jobs: Iterator[Job]) -> Iterator[Job]:
         """Yield scans; put off those that never came to an end, perhaps for their own doing."""
@@ -307,6 +311,27 @@ class Flight:
             return list(self.client.sync(ask, keys=[future.key], callback_timeout=_ANSWER))
         except (TimeoutError, OSError, KeyError):  # a worker that is frozen, or gone by now
             return self._holders(job)
+
+    def _await_silence(self) -> None:
+        """Wait until workers that live on are done with what was cancelled: till then they write.
+
+        No one call of a task can be broken off, and what follows it was cancelled.
+        """
+        tokens = [item.job.token for item in self._aloft.values()]
+        ask, until, silent = self.client.scheduler.call_stack, time.monotonic() + _SILENCE, 0
+        while silent < 2:  # at the first, one may be about to begin
+            try:
+                stacks = self.client.sync(ask, callback_timeout=_ANSWER)
+            except (TimeoutError, OSError):  # a worker that is frozen, or gone by now
+                return
+            busy = any(
+                token in str(key) for keys in stacks.values() for key in keys for token in tokens
+            )
+            silent = 0 if busy else silent + 1
+            if time.monotonic() > until:
+                logger.info("A worker still is at what was cancelled; the next run tidies up")
+                return
+            time.sleep(_SILENCE / 80)
 
     def _check_cluster(self) -> None:
         """Stop if the scheduler or all workers are gone.

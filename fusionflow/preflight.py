@@ -17,7 +17,7 @@ from typing import Any
 import distributed
 
 from fusionflow.cluster_options import ClusterOptions
-from fusionflow.clusters import await_workers
+from fusionflow.clusters import await_workers, keep_waiting
 from fusionflow.errors import ClusterError, FusionflowError
 from fusionflow.inspection import Facts, Question, inspect
 from fusionflow.io.files import UNFINISHED, discard
@@ -90,7 +90,7 @@ def preflight(
     out: Path,
     options: ClusterOptions,
     space: Path | None = None,
-    on_wait: Callable[[], object] = bool,
+    on_wait: Callable[[], object] = keep_waiting,
 ) -> tuple[Recipe, Preflight]:
     """Settle whether networks run on GPUs, and look whether a cluster can do a run.
 

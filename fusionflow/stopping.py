@@ -17,6 +17,7 @@ import termios
 import time
 import weakref
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,21 @@ class Interrupts:
         if now - self._cut > _TIDYING:
             self._asked = self._cut = now
             interrupt(number, frame)
+
+
+@contextlib.contextmanager
+def interrupts_left_to_us() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all of them, from processes that start in here.
+
+    Threads that start in here hand the block down to what they start later: workers that restart.
+    A Ctrl-C that comes meanwhile is not lost.
+    """
+    resource_tracker.ensure_running()  # the first process that starts it would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def hang_up(number: int, frame: FrameType | None) -> None:

@@ -34,6 +34,8 @@ class Tenancy:
         Whether others may work on the cluster as well: then no worker is restarted.
     priority : int
         Where its tasks stand beside those of others; more is sooner.
+    outlived : bool
+        Whether workers live on when the run ends.
     span : dict
         The span that its tasks belong to, ``("fusionflow", run)``, as Dask annotates them.
     """
@@ -41,6 +43,7 @@ class Tenancy:
     run: str
     shared: bool = False
     priority: int = 0
+    outlived: bool = False
     span: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -61,10 +64,9 @@ class Tenancy:
         client : Client or None
             A cluster that the run was given, and so is not its own.
         """
-        shared = options.shared
-        if shared is None:
-            shared = client is not None or not options.starts_a_cluster
-        return cls(run, shared, options.priority)
+        outlived = client is not None or not options.starts_a_cluster
+        shared = outlived if options.shared is None else options.shared
+        return cls(run, shared, options.priority, outlived)
 
     @contextlib.contextmanager
     def annotated(self) -> Iterator[None]:

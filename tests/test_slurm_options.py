@@ -232,7 +232,7 @@ class TestWhatIsMissing:
         monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
         with (
             pytest.raises(MissingExtraError, match=r"pip install 'fusionflow\[slurm\]'"),
-            slurm(cluster(cpu={"cores": 1, "memory": "1GB"})),
+            slurm(cluster(cpu={"cores": 1, "memory": "1GB"}), on_wait=bool),
         ):
             pass
 

@@ -23,7 +23,7 @@ _LOOK = 0.2
 _ENCRYPTED = ("tls", "wss", "inproc")
 
 
-def address_of(options: ClusterOptions, on_wait: Callable[[], object] = bool) -> str:
+def address_of(options: ClusterOptions, on_wait: Callable[[], object]) -> str:
     """Return where the scheduler is, waiting for its file if that is what names it.
 
     Parameters

@@ -36,9 +36,13 @@ _LOOK = 0.2
 _TELL = 5.0
 
 
+def keep_waiting() -> None:
+    """Do nothing: what is called during a wait that nobody ends."""
+
+
 @contextlib.contextmanager
 def connect(
-    options: ClusterOptions, *, torch_threads: int = 1, on_wait: Callable[[], object] = bool
+    options: ClusterOptions, *, torch_threads: int = 1, on_wait: Callable[[], object] = keep_waiting
 ) -> Iterator[distributed.Client]:
     """Start or reach a cluster, and leave it as it was found.
 
@@ -170,7 +174,7 @@ def await_workers(
     patience: float,
     *,
     with_gpu: bool = False,
-    on_wait: Callable[[], object] = bool,
+    on_wait: Callable[[], object] = keep_waiting,
 ) -> dict[str, dict[str, Any]]:
     """Wait for a worker, or for one that advertises a GPU, and return all such workers.
 

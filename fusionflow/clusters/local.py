@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.worker_settings import WORKER_SETTINGS, ZARR_CONCURRENCY, gpu_threads
 from fusionflow.errors import ClusterError, MissingExtraError
 from fusionflow.placement import RESOURCE
+from fusionflow.stopping import interrupts_left_to_us
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ def _settings(options: ClusterOptions) -> Iterator[None]:
         **WORKER_SETTINGS,
         **scheduler_settings(options),
     }
-    with dask.config.set(wanted), _workers_leave_interrupts_to_us():
+    with dask.config.set(wanted), interrupts_left_to_us():
         yield
 
 
@@ -183,21 +182,6 @@ def _check_main_module() -> None:
             f"Worker processes import {path} and would start a cluster of their own",
             'Put what it does under `if __name__ == "__main__":`',
         )
-
-
-@contextlib.contextmanager
-def _workers_leave_interrupts_to_us() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to all of them, from processes that start in here.
-
-    Threads that start in here hand the block down to what they start later: workers that restart.
-    A Ctrl-C that comes meanwhile is not lost.
-    """
-    resource_tracker.ensure_running()  # the first process that starts it would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def dask_log_level() -> int:

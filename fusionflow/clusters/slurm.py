@@ -48,7 +48,7 @@ def slurm_settings(options: ClusterOptions) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def slurm(
-    options: ClusterOptions, torch_threads: int = 1, *, on_wait: Callable[[], object] = bool
+    options: ClusterOptions, torch_threads: int = 1, *, on_wait: Callable[[], object]
 ) -> Iterator[SlurmPools]:
     """Have jobs of SLURM, and cancel all of them in the end.
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +13,7 @@ from fusionflow.errors import FusionflowError, NoScansError
 from fusionflow.ledger import OutputPaths
 from fusionflow.report.cohort_data import report_place
 from fusionflow.report.page import MADE_BY
+from fusionflow.stopping import interrupts_left_to_us
 
 #: Bytes of a page that hold what made it.
 _HEAD = 4096
@@ -83,7 +82,7 @@ def write_pages(root: Path, labels: Sequence[str], jobs: int) -> Iterator[Writte
         return
     context = multiprocessing.get_context("spawn")  # no thread of ours is copied
     with ProcessPoolExecutor(min(jobs, len(labels)), mp_context=context) as pool:
-        with _deaf_to_interrupts():
+        with interrupts_left_to_us():
             futures = {pool.submit(_written, root, label): label for label in labels}
         try:
             for future in as_completed(futures):
@@ -97,19 +96,6 @@ def write_pages(root: Path, labels: Sequence[str], jobs: int) -> Iterator[Writte
                     )
         finally:  # what has not begun when somebody interrupts is not begun
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Let processes that are started meanwhile never hear Ctrl-C, which is for this one.
-
-    A terminal sends it to all, and they would die of it while they import; here it is only put off.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _written(root: Path, label: str) -> Written:

@@ -35,8 +35,8 @@ def exit_codes() -> str:
         "EXIT_NOTHING_RAN": "it could not run, or not go on (no scans, no weights, cluster gone, "
         "disk full); what was published stays",
         "EXIT_LOCKED": "another run writes the output folder",
-        "EXIT_INTERRUPTED": "interrupted: one Ctrl-C finished what was in flight; a second, or "
-        "SIGTERM, undid it; what was published stays",
+        "EXIT_INTERRUPTED": "interrupted: one Ctrl-C finished what was in flight; a second, "
+        "SIGTERM or SIGHUP undid it; what was published stays",
         "EXIT_BUG": "a bug; the line says which file to send",
     }
     codes = {name: value for name, value in vars(events).items() if name.startswith("EXIT_")}
