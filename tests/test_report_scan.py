@@ -14,6 +14,7 @@ from made_scans import SHAPE, head, publish_scan
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+import fusionflow as ff
 from fusionflow.config import METHODS, PIXELS, LaplacianPyramid, Wavelet
 from fusionflow.errors import ScanNotFoundError, StoreError
 from fusionflow.io.derivatives import scan_file_names
@@ -266,6 +267,17 @@ class TestProblems:
         with pytest.raises(StoreError, match=r"Cannot read .*0123456789abcdef"):
             write_scan_report(tmp_path, scan.label)
         assert not list(tmp_path.rglob("*.html"))
+
+    @pytest.mark.parametrize("array", ["metrics", "fused"])
+    def test_numbers_that_are_gone(self, tmp_path, array):
+        scan = publish_scan(tmp_path)
+        place = OutputPaths(tmp_path).version(scan.label, scan.version)
+        (lost,) = (path for path in (place / array / "c").rglob("*") if path.is_file())
+        lost.unlink()
+        with pytest.raises(StoreError, match=f"{lost} is gone"):
+            write_scan_report(tmp_path, scan.label)
+        with pytest.raises(StoreError, match=f"{lost} is gone.*--force"):
+            ff.open_cohort(tmp_path).scan(scan.label)
 
     def test_damaged_volumes(self, tmp_path):
         scan = publish_scan(tmp_path)

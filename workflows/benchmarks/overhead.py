@@ -77,7 +77,7 @@ def one_slab(scan: Conformed, recipe: Recipe) -> tuple[float, float, int, float]
     The images, strides and types of the bare calls are those of the stage; only their values are
     drawn, so that no cache is warmer than in the stage. The last figure is GFLOPs.
     """
-    start, stop = Layout.of_shape(scan.mri.shape).slabs[1 if len(scan.mri) > 16 else 0]
+    start, stop = Layout.of_shape(scan.mri.shape).slabs[:2][-1]
     bands = decompose_slab(scan.mri[start:stop], scan.pet[start:stop], recipe)
     fuse_slab(bands, recipe)  # warms up, and sees the empty bands
     with Convolutions() as seen:
