@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 #: Not in `fusionflow.events`, which takes time to import.
 EXIT_BUG = 1
+_NO_READER = 128 + signal.SIGPIPE
 EXIT_NOTHING_RAN = cli_tools.EXIT_NOTHING_RAN
 
 
@@ -69,8 +70,14 @@ class _Commands(click.Group):
         ctx.color = _colour(os.environ)
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # click deals with them
+        except (
+            BrokenPipeError
+        ):  # `| head`: as SIGPIPE ends programs; Python ignores it
+            for stream in (sys.stdout, sys.stderr):
+                lead_nowhere(stream.fileno())
+            ctx.exit(_NO_READER)
         except FusionflowError as error:
             logging.getLogger("fusionflow").debug("traceback", exc_info=error)
             _complain(ctx, str(error), _exit_code(error))
