@@ -72,9 +72,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # click deals with them
-        except (
-            BrokenPipeError
-        ):  # `| head`: as SIGPIPE ends programs; Python ignores it
+        except BrokenPipeError:  # `| head`: as SIGPIPE ends programs; Python ignores it
             for stream in (sys.stdout, sys.stderr):
                 lead_nowhere(stream.fileno())
             ctx.exit(_NO_READER)
