@@ -18,7 +18,6 @@ from fusionflow.display import cohort_html
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
 from fusionflow.index import Records, read_index
 from fusionflow.io.files import UNFINISHED, file_sha256, fingerprint, write_bytes
-from fusionflow.io.store import check_whole
 from fusionflow.ledger import OutputPaths
 from fusionflow.methods_text import methods_text
 from fusionflow.records import Attempt, Published
@@ -127,12 +126,12 @@ class Cohort:
         ScanNotFoundError
             If the cohort does not hold it.
         StoreError
-            If its files are gone.
+            If one of its files is gone, or cut short.
         """
         record = self.record(label)
         path = self.paths.version(label, record.version)
+        record.check_stored(self.paths.root)
         try:
-            check_whole(path)
             return xr.open_zarr(path, chunks={}, consolidated=True)
         except (OSError, ValueError) as error:
             raise StoreError(f"Cannot open {path}: {error}", "Run fusionflow again") from error

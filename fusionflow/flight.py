@@ -154,9 +154,10 @@ class Flight:
                 self._await_one()
         finally:
             if self._aloft and self.client.status == "running":
+                holders = self._holders(*(item.job for item in self._aloft.values()))
                 self.client.cancel(list(self._aloft))
                 if self.tenancy.outlived:
-                    self._await_silence()
+                    self._await_silence(holders)
 
     def _sorted_out(self, jobs: Iterator[Job]) -> Iterator[Job]:
         """Yield scans; put off those that never came to an end, perhaps for their own doing."""
@@ -312,26 +313,41 @@ class Flight:
         except (TimeoutError, OSError, KeyError):  # a worker that is frozen, or gone by now
             return self._holders(job)
 
-    def _await_silence(self) -> None:
+    def _await_silence(self, holders: list[str]) -> None:
         """Wait until workers that live on are done with what was cancelled: till then they write.
 
         No one call of a task can be broken off, and what follows it was cancelled.
+
+        Parameters
+        ----------
+        holders : list of str
+            The workers that were given some of it.
         """
         tokens = [item.job.token for item in self._aloft.values()]
-        ask, until, silent = self.client.scheduler.call_stack, time.monotonic() + _SILENCE, 0
-        while silent < 2:  # at the first, one may be about to begin
-            try:
-                stacks = self.client.sync(ask, callback_timeout=_ANSWER)
-            except (TimeoutError, OSError):  # a worker that is frozen, or gone by now
+        until, silent = time.monotonic() + _SILENCE, 0
+        while silent < 2:  # at the first look, one may be about to begin
+            left = until - time.monotonic()
+            if left <= 0:
+                logger.info("%s: still at what was cancelled; the next run tidies up", holders)
                 return
-            busy = any(
-                token in str(key) for keys in stacks.values() for key in keys for token in tokens
-            )
-            silent = 0 if busy else silent + 1
-            if time.monotonic() > until:
-                logger.info("A worker still is at what was cancelled; the next run tidies up")
-                return
+            if self._is_silent(holders, tokens, min(left, _ANSWER)):
+                silent += 1
+            else:
+                silent = 0
             time.sleep(_SILENCE / 80)
+
+    def _is_silent(self, holders: list[str], tokens: list[str], patience: float) -> bool:
+        """Whether workers that are still there say within some seconds that they are at no task."""
+        ask = self.client.scheduler.broadcast
+        try:
+            stacks = self.client.sync(
+                ask, msg={"op": "call_stack"}, workers=holders, on_error="ignore",
+                callback_timeout=patience,
+            )  # fmt: skip
+        except (TimeoutError, OSError, RuntimeError):  # the last where a loop or a pool is closed
+            return False
+        keys = [str(key) for found in stacks.values() for key in found]
+        return not any(token in key for key in keys for token in tokens)
 
     def _check_cluster(self) -> None:
         """Stop if the scheduler or all workers are gone.

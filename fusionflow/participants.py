@@ -169,7 +169,7 @@ class ParticipantLevel:
                 flight.fly(self._jobs(first, rest))
         except _AskedToEndError:
             pass  # and so `stopped` says
-        finally:  # now that the workers are gone, for they wrote until then
+        finally:  # now that workers are gone, or at other work: they wrote until then
             if self._begun:  # interrupted, or planned and then not sent
                 for attempt in list(self._begun.values()):
                     self._undo(attempt)

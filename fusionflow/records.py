@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal
 
+from fusionflow.errors import StoreError
 from fusionflow.io.files import file_sha256, relative_to
 from fusionflow.pet_info import PetInfo
 
@@ -196,6 +197,20 @@ class Published:
     timings: dict[str, float] = field(default_factory=dict)
     conformed: dict[str, Any] = field(default_factory=dict)
     facts: str = ""
+
+    def check_stored(self, root: Path) -> None:
+        """Look for every file of its Zarr group: Zarr reads zeros where one is gone or empty.
+
+        Raises
+        ------
+        StoreError
+            If one is not there, or not as long as it was.
+        """
+        for item in self.stored:
+            if not item.is_there(root):
+                raise StoreError(
+                    f"{root / item.path} is missing or damaged", "Run fusionflow again"
+                )
 
     def why_not(
         self,

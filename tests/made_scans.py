@@ -8,7 +8,7 @@ from fusionflow.io.store import Layout, consolidate, create_group, write_rows, w
 from fusionflow.ledger import OutputPaths, publish
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, slice_metrics
 from fusionflow.pet_info import PetInfo
-from fusionflow.records import InputFile, Published
+from fusionflow.records import InputFile, OutputFile, Published
 from fusionflow.summary import scan_figures
 
 SHAPE = (36, 48, 40)
@@ -50,6 +50,7 @@ def publish_scan(
     write_small(group, "image_metric", [item.name for item in IMAGE_METRICS], ("image_metric",))
     consolidate(place)
     subject, _, session = label.removeprefix("sub-").partition("_ses-")
+    files = [path for path in place.rglob("*") if path.is_file()]
     values = {
         "label": label, "subject": subject, "session": session or None,
         "version": place.name, "request": "f" * 64,
@@ -60,6 +61,7 @@ def publish_scan(
         "metrics": scan_figures(figures, 1.5), "seconds": 1.5,
         "created": "2026-01-02T03:04:05+00:00", "run": "a-run", "worker": "host 1",
         "software": {"fusionflow": "0.1.0"}, "timings": {"fuse": 1.0},
+        "stored": tuple(OutputFile.sized(path, root) for path in files),
         "conformed": {"Alignment": {"mode": "header", "flagged": False, "registration": None}},
     }  # fmt: skip
     scan = Published(**{**values, **record})

@@ -1,4 +1,4 @@
-"""The versions in constraints.txt fit the oldest Python that we are for, whichever one this is."""
+"""Versions of constraints.txt that are installed here fit the oldest Python that is tried."""
 
 from importlib.metadata import distributions
 from pathlib import Path

@@ -136,7 +136,8 @@ class TestCommand:
         paths, label = OutputPaths(root), open_cohort(root).labels[0]
         version = paths.version(label, open_cohort(root).record(label).version)
         for name in (".", "fused"):
-            (version / name / "zarr.json").write_text("[]")  # zarr asks it for a key
+            file = version / name / "zarr.json"
+            file.write_text("[]".ljust(file.stat().st_size))  # zarr asks it for a key
         result = self.call(root, "--jobs", 1)
         assert result.exit_code == 3
         assert f"{label}: AttributeError" in result.stderr

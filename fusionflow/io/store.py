@@ -7,7 +7,6 @@ in Zarr would say so.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import warnings
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.array_spec import ArrayConfigLike
 
 from fusionflow.errors import StoreError
 from fusionflow.io.nifti_write import Slices
@@ -36,9 +34,6 @@ FULL_SLAB_PIXELS = 2**17
 MOST_SLAB_BYTES = 64 * 2**20
 #: float32 bytes of one shard.
 MOST_SHARD_BYTES = 256 * 2**20
-
-#: What is all zeros is written as well, so that what is not there is lost (`check_whole`).
-_ALL_WRITTEN: ArrayConfigLike = {"write_empty_chunks": True}
 
 _writing = threading.Lock()
 
@@ -75,7 +70,7 @@ class Layout:
         slices, rows, columns = shape
         slice_bytes = rows * columns * 4
         full = min(FULL_SLAB, ceil(FULL_SLAB_PIXELS / (rows * columns)))
-        slab = ceil(slices / min(MOST_SLABS, ceil(slices / full)))
+        slab = ceil(slices / max(1, min(MOST_SLABS, ceil(slices / full))))
         slab = max(1, min(slab, MOST_SLAB_BYTES // slice_bytes))
         slabs = ceil(slices / slab)
         in_shard = max(1, min(slabs, MOST_SHARD_BYTES // (slab * slice_bytes)))
@@ -143,7 +138,7 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
             f"Slices {start} to {stop} of {name} in {path}, {rows.shape} of {layout.shape}, are "
             "not whole shards"
         )
-    array = zarr.open_array(path / name, mode="r+", zarr_format=3).with_config(_ALL_WRITTEN)
+    array = zarr.open_array(path / name, mode="r+", zarr_format=3)
     # Chunk after chunk: Zarr holds a copy of each that it is at, and two of what it becomes. The
     # setting is the process's, so that what reads meanwhile does as well; it gives the same bytes.
     with _writing, zarr.config.set({"async.concurrency": 1}):
@@ -161,23 +156,6 @@ def open_volume(path: Path, name: str) -> Slices:
     return array
 
 
-def check_whole(path: Path) -> None:
-    """Look for every file of a group: Zarr reads zeros where one is gone, and says nothing.
-
-    Raises
-    ------
-    StoreError
-        If one is gone.
-    """
-    for name, array in zarr.open_group(path, mode="r", zarr_format=3).arrays():
-        files = array.shards or array.chunks
-        counts = (ceil(n / one) for n, one in zip(array.shape, files, strict=True))
-        for place in itertools.product(*map(range, counts)):
-            file = path / name / array.metadata.encode_chunk_key(place)
-            if not file.is_file():
-                raise StoreError(f"{file} is gone", "Run fusionflow again with --force")
-
-
 def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...]) -> None:
     """Write a small array as one chunk, over one that is there; text becomes ``string``."""
     values = np.asarray(values)
@@ -189,7 +167,6 @@ def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple
         dtype="string" if text else values.dtype,
         overwrite=True,
         dimension_names=dims,
-        config=_ALL_WRITTEN,
     )
     array[...] = values.astype(object) if text else values
 

@@ -18,7 +18,7 @@ from fusionflow.config import Method, Wavelet
 from fusionflow.errors import ScanNotFoundError, StoreError
 from fusionflow.io.derivatives import COHORT_REPORT, REPORT, relative_folder
 from fusionflow.io.files import write_bytes
-from fusionflow.io.store import Layout, check_whole, open_volume
+from fusionflow.io.store import Layout, open_volume
 from fusionflow.ledger import OutputPaths, read_published
 from fusionflow.metrics import PAIR_METRICS, Metric
 from fusionflow.overlay import pet_on_mri
@@ -144,7 +144,7 @@ class _BandsPanel:
 
 
 def _page(paths: OutputPaths, record: Published, method: Method, group: Path) -> str:
-    check_whole(group)
+    record.check_stored(paths.root)
     layout = Layout.of_shape(record.shape)
     choice = Choice.of_head(record.shape, head_box(open_volume(group, "mask"), layout.slab))
     shown = {name: look(open_volume(group, name), choice, layout.slab) for name in _VOLUMES}
