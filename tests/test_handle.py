@@ -10,6 +10,7 @@ from distributed import LocalCluster
 from runs import LABELS, config, leftovers
 
 import fusionflow as ff
+from fusionflow import staging
 from fusionflow.config import ClusterOptions
 from fusionflow.errors import FusionflowError, NoScansError
 from fusionflow.events import Begun, Failed, Fused, Planned, Quarantined, RunReport, Unchanged
@@ -106,6 +107,39 @@ class TestRun:
         assert handle.progress.state == "cancelled"
         assert leftovers(out) == []
         assert not list(out.glob("scans/*/attempt.json"))
+
+    def test_cancel_waits_until_workers_that_live_on_have_let_go(self, held, client, tmp_path):
+        handle, gate, out = held
+        begun = tmp_path / "begun"
+
+        def be_slow():
+            """Have a worker begin to prepare scans, and write a while later."""
+            at_once = staging.stage_scan
+
+            def stage_scan(job):
+                begun.touch()
+                time.sleep(2)
+                (job.staging / "late").mkdir(parents=True)
+                return at_once(job)
+
+            staging.stage_scan, staging.at_once = stage_scan, at_once
+
+        def be_quick():
+            staging.stage_scan = staging.at_once
+
+        client.run(be_slow)
+        try:
+            gate.open.set()
+            while not begun.exists():
+                time.sleep(0.02)
+            handle.cancel()
+            with pytest.raises(CancelledError):
+                handle.result(60)
+            assert leftovers(out) == []
+            time.sleep(3)
+            assert leftovers(out) == []
+        finally:
+            client.run(be_quick)
 
     def test_stop_ends_the_waiting_for_workers(self, waits_for_workers):
         handle, out = waits_for_workers
