@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 import warnings
@@ -317,12 +318,20 @@ def _as_written(paths: OutputPaths, asked: str) -> xr.DataTree | None:
     if not all((paths.root / name).exists() for name in (*_TABLES, _PARQUET)):
         return None
     try:
-        if zarr.open_group(paths.group_store, mode="r", zarr_format=3).attrs["asked"] != asked:
+        attributes = zarr.open_group(paths.group_store, mode="r", zarr_format=3).attrs
+        if attributes["asked"] != asked or attributes["extent"] != _extent(paths.group_store):
             return None
         with xr.open_datatree(paths.group_store, engine="zarr", consolidated=True) as summary:
             return summary.load()
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _extent(store: Path) -> list[int]:
+    """Return the number of files in a store, and their bytes; but of the file that says so."""
+    files = (path for path in store.rglob("*") if path.parent != store and path.is_file())
+    sizes = [path.stat().st_size for path in files]
+    return [len(sizes), sum(sizes)]
 
 
 def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:
@@ -333,6 +342,9 @@ def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             summary.to_zarr(aside, zarr_format=3, consolidated=True)
+        metadata = json.loads((aside / "zarr.json").read_bytes())
+        metadata["attributes"]["extent"] = _extent(aside)  # Zarr reads zeros where a file is gone
+        (aside / "zarr.json").write_text(json.dumps(metadata))
         if paths.group_store.exists():
             paths.group_store.rename(old)
         try:

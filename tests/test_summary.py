@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,14 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from made_scans import publish_scan
 from numpy.testing import assert_allclose, assert_array_equal
 from strategies import published
 
+from fusionflow.cohort import write_summary
 from fusionflow.errors import ConfigurationError, NoScansError
+from fusionflow.index import write_index
+from fusionflow.ledger import OutputPaths
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
 from fusionflow.schema import SOURCES
 from fusionflow.summary import (
@@ -239,6 +244,24 @@ class TestDatasets:
         with xr.open_datatree(tmp_path / "group.zarr", engine="zarr", consolidated=False) as again:
             for path in ("/", "/subjects", "/scans"):
                 xr.testing.assert_equal(again[path].to_dataset(), summary[path].to_dataset())
+
+
+class TestGroupStore:
+    @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])
+    def test_is_made_again_where_a_file_is_gone(self, tmp_path, lose):
+        publish_scan(tmp_path)
+        paths = OutputPaths(tmp_path)
+        write_index(paths)
+        written, _ = write_summary(paths)
+        made = {path: path.stat().st_ino for path in paths.group_store.rglob("*")}
+        again, _ = write_summary(paths)
+        assert {path: path.stat().st_ino for path in paths.group_store.rglob("*")} == made
+        assert again.equals(written)
+        lose(paths.group_store / "scans/ssim/c/0/0")
+        mended, _ = write_summary(paths)
+        assert mended["scans"].to_dataset().equals(written["scans"].to_dataset())
+        with xr.open_zarr(paths.group_store, group="scans") as scans:
+            assert_array_equal(scans.ssim.values, written["scans"].ssim.values)
 
 
 class TestScanFigures:
