@@ -42,7 +42,8 @@ from fusionflow.cli_options import (
 )
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError, StoreError
 from fusionflow.logs import EXIT_INTERRUPTED, complain, mend_streams
-from fusionflow.stopping import Interrupts, hang_up, interrupt, lead_nowhere
+from fusionflow.signals import hang_up, interrupt, lead_nowhere
+from fusionflow.stopping import Interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

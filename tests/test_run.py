@@ -37,7 +37,7 @@ class TestCohort:
         cohort = ff.open_cohort(out)
         assert list(cohort) == LABELS
         scan = cohort.scan("sub-02_ses-baseline")
-        assert scan.fused.chunks[0] == (16, 16, 9)
+        assert scan.fused.chunks[0] == (14, 14, 13)
         scan = scan.compute()
         assert scan.fused.dims == ("z", "y", "x")
         assert scan.fused.shape == (41, 56, 47)

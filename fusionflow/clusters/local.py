@@ -19,7 +19,7 @@ from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.worker_settings import WORKER_SETTINGS, ZARR_CONCURRENCY, gpu_threads
 from fusionflow.errors import ClusterError, MissingExtraError
 from fusionflow.placement import RESOURCE
-from fusionflow.stopping import interrupts_left_to_us
+from fusionflow.signals import interrupts_left_to_us
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from fusionflow.errors import FusionflowError, NoScansError
 from fusionflow.ledger import OutputPaths
 from fusionflow.report.cohort_data import report_place
 from fusionflow.report.page import MADE_BY
-from fusionflow.stopping import interrupts_left_to_us
+from fusionflow.signals import interrupts_left_to_us
 
 #: Bytes of a page that hold what made it.
 _HEAD = 4096

@@ -218,7 +218,7 @@ class TestInterrupting:
 
     SCRIPT = """
 import os, signal, sys, time, weakref
-from fusionflow.stopping import interrupt
+from fusionflow.signals import interrupt
 signal.signal(signal.SIGTERM, interrupt)
 
 def tidy():
