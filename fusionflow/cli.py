@@ -42,7 +42,7 @@ from fusionflow.cli_options import (
 )
 from fusionflow.errors import ConfigurationError, FusionflowError, LockedError, StoreError
 from fusionflow.logs import EXIT_INTERRUPTED, complain, mend_streams
-from fusionflow.signals import hang_up, interrupt, lead_nowhere
+from fusionflow.signals import hang_up, interrupt, lead_nowhere, streams_without_reader
 from fusionflow.stopping import Interrupts
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 #: Not in `fusionflow.events`, which takes time to import.
 EXIT_BUG = 1
-_NO_READER = 128 + signal.SIGPIPE
 EXIT_NOTHING_RAN = cli_tools.EXIT_NOTHING_RAN
+_NO_READER = 128 + signal.SIGPIPE
 
 
 class _Commands(click.Group):
@@ -73,14 +73,14 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise  # click deals with them
-        except BrokenPipeError:  # `| head`: as SIGPIPE ends programs; Python ignores it
-            for stream in (sys.stdout, sys.stderr):
-                lead_nowhere(stream.fileno())
-            ctx.exit(_NO_READER)
         except FusionflowError as error:
             logging.getLogger("fusionflow").debug("traceback", exc_info=error)
             _complain(ctx, str(error), _exit_code(error))
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and (lost := streams_without_reader()):
+                for stream in lost:  # `| head`: as SIGPIPE ends programs; Python ignores it
+                    lead_nowhere(stream)
+                ctx.exit(_NO_READER)
             logging.getLogger("fusionflow").info("traceback", exc_info=error)
             from fusionflow.bug import of_the_machine, report_bug
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 import warnings
@@ -342,9 +341,8 @@ def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             summary.to_zarr(aside, zarr_format=3, consolidated=True)
-        metadata = json.loads((aside / "zarr.json").read_bytes())
-        metadata["attributes"]["extent"] = _extent(aside)  # Zarr reads zeros where a file is gone
-        (aside / "zarr.json").write_text(json.dumps(metadata))
+            # Zarr reads zeros where a file is gone.
+            zarr.open_group(aside, mode="r+", zarr_format=3).attrs["extent"] = _extent(aside)
         if paths.group_store.exists():
             paths.group_store.rename(old)
         try:

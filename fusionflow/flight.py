@@ -9,12 +9,13 @@ a scan hangs on are restarted, but not where others may be at work on them: ther
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,6 +48,9 @@ _RESTART = 30.0
 _ANSWER = 5.0
 #: Seconds for workers to end what was cancelled: less than who ends this process may wait.
 _SILENCE = 8.0
+#: What asking a cluster may lead to that is breaking down, or frozen; the last where a loop or a
+#: pool of connections is closed.
+_NO_ANSWER = (TimeoutError, OSError, RuntimeError)
 #: Looks at a scan within the time limit, where only those count that find it at work.
 _LOOKS = 4
 #: States of a client that has a scheduler, or may have it again: it tries for a while.
@@ -154,10 +158,7 @@ class Flight:
                 self._await_one()
         finally:
             if self._aloft and self.client.status == "running":
-                holders = self._holders(*(item.job for item in self._aloft.values()))
-                self.client.cancel(list(self._aloft))
-                if self.tenancy.outlived:
-                    self._await_silence(holders)
+                self._call_off()
 
     def _sorted_out(self, jobs: Iterator[Job]) -> Iterator[Job]:
         """Yield scans; put off those that never came to an end, perhaps for their own doing."""
@@ -297,13 +298,11 @@ class Flight:
         discard(job.staging)
         self._deal_with(job, trouble)
 
-    def _holders(self, *jobs: Job) -> list[str]:
+    def _holders(self, *jobs: Job, patience: float | None = None) -> list[str]:
         """Return the workers that were given tasks of scans."""
-        return [
-            address
-            for address, keys in self.client.processing().items()
-            if any(job.token in str(key) for key in keys for job in jobs)
-        ]
+        ask = self.client.scheduler.processing
+        given = self.client.sync(ask, workers=None, callback_timeout=patience)
+        return [address for address, keys in given.items() if _any_of(keys, jobs)]
 
     def _busy_with(self, future: distributed.Future, job: Job) -> list[str]:
         """Return the workers that are at a scan at this moment, or do not answer."""
@@ -313,30 +312,27 @@ class Flight:
         except (TimeoutError, OSError, KeyError):  # a worker that is frozen, or gone by now
             return self._holders(job)
 
-    def _await_silence(self, holders: list[str]) -> None:
-        """Wait until workers that live on are done with what was cancelled: till then they write.
+    def _call_off(self) -> None:
+        """Cancel what is aloft, and wait until workers that live on are done: till then they write.
 
         No one call of a task can be broken off, and what follows it was cancelled.
-
-        Parameters
-        ----------
-        holders : list of str
-            The workers that were given some of it.
         """
-        tokens = [item.job.token for item in self._aloft.values()]
-        until, silent = time.monotonic() + _SILENCE, 0
-        while silent < 2:  # at the first look, one may be about to begin
+        jobs, until, holders = [item.job for item in self._aloft.values()], math.inf, []
+        if self.tenancy.outlived:
+            until = time.monotonic() + _SILENCE
+            with contextlib.suppress(*_NO_ANSWER):
+                holders = self._holders(*jobs, patience=_ANSWER)
+        self.client.cancel(list(self._aloft))
+        silent = 0
+        while holders and silent < 2:  # at the first look, one may be about to begin
             left = until - time.monotonic()
             if left <= 0:
                 logger.info("%s: still at what was cancelled; the next run tidies up", holders)
                 return
-            if self._is_silent(holders, tokens, min(left, _ANSWER)):
-                silent += 1
-            else:
-                silent = 0
+            silent = silent + 1 if self._is_silent(holders, jobs, min(left, _ANSWER)) else 0
             time.sleep(_SILENCE / 80)
 
-    def _is_silent(self, holders: list[str], tokens: list[str], patience: float) -> bool:
+    def _is_silent(self, holders: list[str], jobs: Sequence[Job], patience: float) -> bool:
         """Whether workers that are still there say within some seconds that they are at no task."""
         ask = self.client.scheduler.broadcast
         try:
@@ -344,10 +340,9 @@ class Flight:
                 ask, msg={"op": "call_stack"}, workers=holders, on_error="ignore",
                 callback_timeout=patience,
             )  # fmt: skip
-        except (TimeoutError, OSError, RuntimeError):  # the last where a loop or a pool is closed
+        except _NO_ANSWER:
             return False
-        keys = [str(key) for found in stacks.values() for key in found]
-        return not any(token in key for key in keys for token in tokens)
+        return not any(_any_of(keys, jobs) for keys in stacks.values())
 
     def _check_cluster(self) -> None:
         """Stop if the scheduler or all workers are gone.
@@ -424,3 +419,8 @@ class Flight:
 def bytes_in_flight(job: Job) -> float:
     """Return the bytes that the cluster may hold for a scan at a time, estimated."""
     return float(math.prod(job.layout.shape)) * _BYTES_A_VOXEL
+
+
+def _any_of(keys: Iterable[Any], jobs: Sequence[Job]) -> bool:
+    """Whether any key is of a task of these scans."""
+    return any(job.token in str(key) for key in keys for job in jobs)

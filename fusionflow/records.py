@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -121,6 +121,14 @@ class OutputFile:
             return False
 
 
+def why_damaged(files: Iterable[OutputFile], root: Path) -> str | None:
+    """Name the first file below the output folder that is not as it was published, if any."""
+    for item in files:
+        if not item.is_there(root):
+            return f"{item.path} is missing or damaged"
+    return None
+
+
 @dataclass(frozen=True)
 class Published:
     """What ``current.json`` says.
@@ -206,11 +214,8 @@ class Published:
         StoreError
             If one is not there, or not as long as it was.
         """
-        for item in self.stored:
-            if not item.is_there(root):
-                raise StoreError(
-                    f"{root / item.path} is missing or damaged", "Run fusionflow again"
-                )
+        if what := why_damaged(self.stored, root):
+            raise StoreError(f"{root}/{what}", "Run fusionflow again")
 
     def why_not(
         self,

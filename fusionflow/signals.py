@@ -1,10 +1,11 @@
-"""Signals: what they raise, who hears them, and what a lost terminal leaves."""
+"""Signals: what they raise, who hears them, and what a lost terminal or reader leaves."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import select
 import signal
 import termios
 import weakref
@@ -49,6 +50,14 @@ def lead_nowhere(stream: int) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, stream)
     os.close(nothing)
+
+
+def streams_without_reader() -> list[int]:
+    """Return which of standard output and error are pipes that nobody reads any more."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return [stream for stream, state in poll.poll(0) if state & select.POLLERR]
 
 
 def interrupt(_signal: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from fusionflow.io.scans import UNREADABLE, Discovery, Scan
 from fusionflow.ledger import OutputPaths, read_attempt, read_published, scan_labels
 from fusionflow.plugins import Plugin
 from fusionflow.provided import plugins_of
-from fusionflow.records import Attempt, Published, Stamp
+from fusionflow.records import Attempt, Published, Stamp, why_damaged
 from fusionflow.weights import Weights
 
 #: Of a scan. ``waiting``: its files may still be on their way. ``removed``: the input no longer
@@ -179,10 +179,7 @@ def _why_not(
         return why
     if record.facts != scan.facts:
         return "another use of the same files"
-    for item in (*record.stored, *record.outputs):
-        if not item.is_there(paths.root):
-            return f"{item.path} is missing or damaged"
-    return None
+    return why_damaged((*record.stored, *record.outputs), paths.root)
 
 
 def _other_versions(record: Published, plugins: Sequence[Plugin]) -> str:

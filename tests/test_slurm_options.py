@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from fusionflow.cluster_options import ClusterOptions
-from fusionflow.clusters import slurm_commands
+from fusionflow.clusters import keep_waiting, slurm_commands
 from fusionflow.clusters.slurm import slurm
 from fusionflow.clusters.slurm_certificates import security_of_all_sides, write_certificates
 from fusionflow.clusters.slurm_shapes import lifetime_exports, shapes_of
@@ -232,7 +232,7 @@ class TestWhatIsMissing:
         monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
         with (
             pytest.raises(MissingExtraError, match=r"pip install 'fusionflow\[slurm\]'"),
-            slurm(cluster(cpu={"cores": 1, "memory": "1GB"}), on_wait=bool),
+            slurm(cluster(cpu={"cores": 1, "memory": "1GB"}), on_wait=keep_waiting),
         ):
             pass
 
