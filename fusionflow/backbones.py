@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fusionflow.device import memory_format
 from fusionflow.errors import ChecksumError, ConfigurationError, InputError
 from fusionflow.kept import Kept
 from fusionflow.plugins import plugin, plugin_names
@@ -307,7 +308,9 @@ def _random_state(layers: nn.Module, seed: int) -> dict[str, torch.Tensor]:
 _trunks: Kept[Trunk] = Kept()
 
 
-def load_trunk(weights: Weights, taps: Sequence[str], device: str = "cpu") -> Trunk:
+def load_trunk(
+    weights: Weights, taps: Sequence[str], device: str = "cpu", precision: str = "float32"
+) -> Trunk:
     """Return the trunk of this process, made at the first call and kept.
 
     Parameters
@@ -316,11 +319,12 @@ def load_trunk(weights: Weights, taps: Sequence[str], device: str = "cpu") -> Tr
         Which weights.
     taps : sequence of str
         Which layers.
-    device : str
-        Where it runs.
+    device, precision : str
+        Where and in which arithmetic it runs.
     """
-    key = (f"{weights.backbone}:{weights.identity}", tuple(sorted(taps)), device)
-    return _trunks.get(key, lambda: build_trunk(weights, taps).to(device))
+    layout = memory_format(device, precision)
+    key = (f"{weights.backbone}:{weights.identity}", tuple(sorted(taps)), device, layout)
+    return _trunks.get(key, lambda: build_trunk(weights, taps).to(device).to(memory_format=layout))
 
 
 def trunks_made() -> int:

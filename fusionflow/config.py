@@ -33,7 +33,7 @@ from fusionflow.plugins import plugin, plugin_names
 _GROUP = "fusionflow.methods"
 
 #: Raised by one whenever the same options would give other voxels or other figures.
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 
 
 class Wavelet(Options):

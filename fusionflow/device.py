@@ -11,6 +11,7 @@ from typing import Final
 import torch
 
 from fusionflow.config import Method
+from fusionflow.cpu_layers import has_winograd
 from fusionflow.errors import DeviceMemoryError
 from fusionflow.subbands import FloatArray
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 #: caches, and in blocks of memory that the C library keeps for the next pass; larger ones it gives
 #: back to the system, which clears them page by page each time. A GPU has enough to do only with
 #: more, and room for it.
-_MOST_PIXELS: Final = {"cpu": 1 << 16, "cuda": 1 << 21}
+_MOST_PIXELS: Final = {"cpu": 1 << 15, "cuda": 1 << 21}
 #: How those say that there is no memory who raise no `torch.OutOfMemoryError`: torch's allocator on
 #: a processor, CUDA's libraries, CUDA itself, and oneDNN, which finds no room for its code.
 _NO_MEMORY: Final = (
@@ -54,6 +55,13 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
             )
             stack.enter_context(flags)
         yield
+
+
+def memory_format(device: str, precision: str) -> torch.memory_format:
+    """Return how weights lie in memory where a network runs, and so the features it makes."""
+    if kind_of(device) == "cpu" and precision == "float32" and has_winograd():
+        return torch.contiguous_format  # of Winograd's convolutions
+    return torch.channels_last
 
 
 def to_device(values: FloatArray, device: str) -> torch.Tensor:
@@ -105,7 +113,7 @@ class Batch:
 
     def at_once(self, pixels: int) -> int:
         """Return how many images of so many pixels go at a time."""
-        fitting = max(1, _MOST_PIXELS.get(kind_of(self.device), 1 << 16) // pixels)
+        fitting = max(1, _MOST_PIXELS.get(kind_of(self.device), 1 << 15) // pixels)
         return min(fitting, self._most)
 
     def spans(self, count: int, pixels: int) -> Iterator[slice]:

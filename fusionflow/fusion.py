@@ -237,9 +237,9 @@ def load_network(method: Method, weights: Weights, device: str = "cpu") -> None:
         If it cannot be read.
     """
     if named_rule(method.rule).is_learned:
-        learned.load_model(weights, device)
+        learned.load_model(weights, device, method.precision)
     else:
-        load_trunk(weights, method.taps, device)
+        load_trunk(weights, method.taps, device, method.precision)
 
 
 def networks_made() -> int:
@@ -312,7 +312,7 @@ def _by_rule(
 ) -> list[FloatArray]:
     """Return the MRI's weight in every band, one band after the other."""
     if rule.reads_backbone and weights is not None:
-        trunk = load_trunk(weights, method.taps, batch.device)
+        trunk = load_trunk(weights, method.taps, batch.device, method.precision)
     shares: list[FloatArray] = []
     for (band, level, of_mri), (_, _, of_pet) in zip(mri.bands(), pet.bands(), strict=True):
         if rule.reads_backbone:
@@ -341,7 +341,8 @@ def activity(
     The band is shown to the backbone as a picture in which no coefficient is black (band
     ``a``) or middle grey (detail bands, which have both signs). Activity is the mean over
     channels of how far a tap's features lie from those of the picture without coefficients,
-    so nothing gives exactly nothing, at the border too; then the mean over a window. Images
+    so nothing gives exactly nothing, at the border too, and rounding (1e-6) beside something that
+    is shown; then the mean over a window. Images
     without coefficients are not shown at all.
 
     Parameters

@@ -160,6 +160,10 @@ class Head(nn.Module):
         """
         weight = self.reduce[index].abs() / self.get_buffer(f"scale{index}")
         # Not a convolution: torch makes that of few images another way, with other last bits.
+        if activity.is_contiguous() and activity.device.type == "cpu":
+            rows, columns = activity.shape[-2:]
+            images = [weight.flatten(1) @ image.flatten(1) for image in activity]
+            return torch.stack(images).unflatten(-1, (rows, columns))
         return functional.linear(activity.movedim(1, -1), weight.flatten(1)).movedim(-1, 1)
 
     def forward(

@@ -15,6 +15,7 @@ import distributed
 import torch
 
 from fusionflow.commit import software_versions
+from fusionflow.cpu_layers import has_winograd
 from fusionflow.errors import FusionflowError
 from fusionflow.fusion import load_network
 from fusionflow.planning import seconds_a_slice
@@ -80,6 +81,8 @@ class Facts:
         As it measured; None if it could not, or is not to fuse.
     plugins : dict
         Package that the run takes a plug-in from -> its version, "" if it is not installed.
+    quick : bool
+        Whether torch has the fast convolutions for its processor; True if it runs none there.
     """
 
     host: str
@@ -93,6 +96,7 @@ class Facts:
     scratch_bytes: int
     seconds_a_slice: float | None
     plugins: dict[str, str] = field(default_factory=dict)
+    quick: bool = True
 
 
 _TROUBLE = (FusionflowError, OSError, RuntimeError, MemoryError)
@@ -123,6 +127,7 @@ def inspect(question: Question) -> Facts:
         scratch_bytes=shutil.disk_usage(scratch).free,
         seconds_a_slice=seconds,
         plugins=installed_versions(recipe.plugins),
+        quick=_is_quick(question),
     )
 
 
@@ -140,6 +145,13 @@ def _cuda() -> str:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     except RuntimeError:  # a driver that does not fit
         return ""
+
+
+def _is_quick(question: Question) -> bool:
+    recipe = question.recipe
+    runs_network = question.reads_network and recipe.weights is not None
+    there = runs_network and device_of(recipe) == "cpu" and recipe.method.precision == "float32"
+    return not there or has_winograd()
 
 
 def _seconds(question: Question) -> float | None:

@@ -22,7 +22,14 @@ from torch import nn
 
 from fusionflow.backbones import empty_trunk
 from fusionflow.config import Method
-from fusionflow.device import Batch, arithmetic, arrived, host_buffer, to_device
+from fusionflow.device import (
+    Batch,
+    arithmetic,
+    arrived,
+    host_buffer,
+    memory_format,
+    to_device,
+)
 from fusionflow.errors import (
     ChecksumError,
     ConfigurationError,
@@ -168,8 +175,6 @@ def read_model(path: Path) -> FusionNet:
         raise WeightsError(f"Cannot read the model {path}: {one_line(error)}") from error
     net.load_state_dict(_checked(net, state, path), assign=True)
     net.requires_grad_(requires_grad=False)
-    if net.trunk is not None:
-        net.trunk.to(memory_format=torch.channels_last)
     return net.eval()
 
 
@@ -258,10 +263,17 @@ def find_model(method: Method) -> Weights:
     return weights
 
 
-def load_model(weights: Weights, device: str = "cpu") -> FusionNet:
+def load_model(weights: Weights, device: str = "cpu", precision: str = "float32") -> FusionNet:
     """Return the model of this process, read at the first call and kept.
 
     A model that comes with fusionflow may lie elsewhere on a worker than where it was found.
+
+    Parameters
+    ----------
+    weights : Weights
+        Which model.
+    device, precision : str
+        Where and in which arithmetic it runs.
 
     Raises
     ------
@@ -273,13 +285,15 @@ def load_model(weights: Weights, device: str = "cpu") -> FusionNet:
     if weights.is_random:
         raise ConfigurationError("A learned rule has no random weights", "Train it")
 
-    def read() -> FusionNet:
-        path = weights.path
-        if path is not None and not path.exists() and (MODELS / path.name).is_file():
-            return read_model(unchanged(replace(weights, path=MODELS / path.name))).to(device)
-        return read_model(unchanged(weights)).to(device)
+    layout = memory_format(device, precision)
 
-    return _nets.get((weights.identity, device), read)
+    def read() -> FusionNet:
+        path, found = weights.path, weights
+        if path is not None and not path.exists() and (MODELS / path.name).is_file():
+            found = replace(weights, path=MODELS / path.name)
+        return read_model(unchanged(found)).to(device).to(memory_format=layout)
+
+    return _nets.get((weights.identity, device, layout), read)
 
 
 def models_made() -> int:
@@ -309,7 +323,7 @@ def weigh(
         0..1, for bands a, h, v, d; one half in slices without coefficients, which no model sees.
     """
     batch = batch or Batch(method)
-    net = load_model(weights, batch.device)
+    net = load_model(weights, batch.device, method.precision)
     sources = [np.stack([band for _, _, band in bands.bands()], axis=1) for bands in (mri, pet)]
     shape = sources[0].shape
     # Which images hold anything, (z, 2, 4).

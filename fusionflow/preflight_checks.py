@@ -183,7 +183,16 @@ def network_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:
         ]  # fmt: skip
     if recipe.weights is None:
         return []
-    return [Check("network", "ok", f"{recipe.weights.description}: read by every worker")]
+    found = f"{recipe.weights.description}: read by every worker"
+    if slow := [address for address, item in facts.items() if not item.quick]:
+        return [
+            Check(
+                "network", "note",
+                f"{found}; HALF AS FAST on {_named(slow)}: no Winograd convolutions there",
+                "Take processors with AVX2 and FMA, or `precision: bfloat16` where they are fast",
+            )
+        ]  # fmt: skip
+    return [Check("network", "ok", found)]
 
 
 def plugins_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:

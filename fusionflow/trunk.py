@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fusionflow.cpu_layers import quickened
 from fusionflow.weights import Normalisation
 
 __all__ = ["Trunk"]
@@ -23,7 +24,7 @@ T = TypeVar("T")
 #: Bytes of what a trunk keeps for images of some sizes.
 _MOST_KEPT: Final = 1 << 28
 #: Pixels of an image beyond which `fusionflow.device` lets all images go through one by one.
-_LARGE: Final = 1 << 15
+_LARGE: Final = 1 << 14
 
 
 class Trunk(nn.Module):
@@ -60,6 +61,7 @@ class Trunk(nn.Module):
         self.shift_weight = nn.Parameter(-(weight * mean).sum(1, keepdim=True))
         self.bias = nn.Parameter(bias.detach().clone())
         self.rest = nn.ModuleList(rest)
+        quickened(self.rest)
         for index, layer in enumerate(self.rest, start=1):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = index - 1 not in self._taps

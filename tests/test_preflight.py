@@ -17,11 +17,11 @@ from runs import config, small_cohort
 from safetensors.torch import save_file
 
 import fusionflow as ff
-from fusionflow import dry_run, graph, preflight_checks
+from fusionflow import dry_run, graph, inspection, preflight_checks
 from fusionflow.cli import main
 from fusionflow.config import METHODS, ClusterOptions, RunConfig
 from fusionflow.errors import ClusterError
-from fusionflow.inspection import Facts, versions
+from fusionflow.inspection import Facts, Question, versions
 from fusionflow.phantom import write_cohort
 from fusionflow.planning import voxels_held
 from fusionflow.preflight import Preflight
@@ -120,6 +120,29 @@ class TestLines:
         (wrong,) = check(answered(network="vgg19.pth is not there"), recipe_of())
         assert wrong.state == "fails"
         assert f"vgg19.pth is not there ({TWO})" in wrong.found
+
+    def test_convolutions_that_a_processor_lacks(self):
+        (line,) = preflight_checks.network_check(answered(quick=False), recipe_of())
+        assert line.state == "note"
+        assert f"HALF AS FAST on {TWO}" in line.found
+        assert ONE not in line.found
+
+    @pytest.mark.parametrize(
+        ("precision", "needs_gpu", "reads", "quick"),
+        [
+            ("float32", False, True, False),
+            ("bfloat16", False, True, True),
+            ("float32", False, False, True),
+        ],
+    )
+    def test_only_who_runs_them_is_asked(
+        self, monkeypatch, tmp_path, precision, needs_gpu, reads, quick
+    ):
+        monkeypatch.setattr(inspection, "has_winograd", lambda: False)
+        recipe = recipe_of(needs_gpu=needs_gpu)
+        recipe = replace(recipe, method=recipe.method.model_copy(update={"precision": precision}))
+        question = Question(recipe, reads, (32, 32), (), str(tmp_path), "worker-0")
+        assert inspection.inspect(question).quick is quick
 
     def test_files(self):
         missing = preflight_checks.inputs_check(answered(missing=("/data/a.nii", "/data/b.nii")))
