@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.storage import MemoryStore
 
 from fusionflow import accessor  # noqa: F401 - who opens a cohort may ask scans their questions
 from fusionflow.display import cohort_html
 from fusionflow.errors import GridError, ScanNotFoundError, StoreError
 from fusionflow.index import Records, read_index
+from fusionflow.io import store
 from fusionflow.io.files import UNFINISHED, file_sha256, fingerprint, write_bytes
 from fusionflow.ledger import OutputPaths
 from fusionflow.methods_text import methods_text
@@ -326,9 +328,9 @@ def _as_written(paths: OutputPaths, asked: str) -> xr.DataTree | None:
         return None
 
 
-def _extent(store: Path) -> list[int]:
+def _extent(group: Path) -> list[int]:
     """Return the number of files in a store, and their bytes; but of the file that says so."""
-    files = (path for path in store.rglob("*") if path.parent != store and path.is_file())
+    files = (path for path in group.rglob("*") if path.parent != group and path.is_file())
     sizes = [path.stat().st_size for path in files]
     return [len(sizes), sum(sizes)]
 
@@ -340,7 +342,9 @@ def _replace_store(paths: OutputPaths, summary: xr.DataTree) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            summary.to_zarr(aside, zarr_format=3, consolidated=True)
+            files: store.Files = {}  # Zarr takes a millisecond a file, and more on a disk
+            summary.to_zarr(MemoryStore(files), zarr_format=3, consolidated=True)
+            store.write_files(aside, files)
             # Zarr reads zeros where a file is gone.
             zarr.open_group(aside, mode="r+", zarr_format=3).attrs["extent"] = _extent(aside)
         if paths.group_store.exists():

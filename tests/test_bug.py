@@ -72,6 +72,11 @@ class TestABug:
         assert result.stderr == "Error: /data/x: Permission denied\n"
         assert "This is a bug" in fails(OSError(22, "Invalid argument")).stderr
 
+    def test_is_a_pipe_too_that_is_not_our_output(self, fails):
+        result = fails(BrokenPipeError(32, "Broken pipe"))
+        assert result.exit_code == 1
+        assert "This is a bug" in result.stderr
+
     def test_is_not_that_the_memory_is_used_up(self, fails):
         result = fails(MemoryError())
         assert result.exit_code == 4

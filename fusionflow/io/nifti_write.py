@@ -7,13 +7,13 @@ memory as a whole.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from isal import igzip
 
 from fusionflow.errors import GridError, StoreError
 from fusionflow.io.nifti_header import Orientation, header_like
@@ -115,7 +115,7 @@ def write_slices(
             sink: Any = files.enter_context(temporary.open("wb"))
             if path.name.endswith(".gz"):
                 # No file name and no time in the gzip header: the same array, the same bytes.
-                sink = files.enter_context(gzip.GzipFile("", "wb", 1, sink, mtime=0))
+                sink = files.enter_context(igzip.GzipFile("", "wb", 1, sink, mtime=0))
             sink.write(header_like(like, description, dtype).binaryblock + bytes(4))
             for start, stop in _slabs(like, slab):
                 part = np.asarray(slices[start:stop], dtype=np.uint8 if colour else dtype)

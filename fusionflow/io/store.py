@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
 
 from fusionflow.errors import StoreError
 from fusionflow.io.nifti_write import Slices
@@ -34,6 +35,9 @@ FULL_SLAB_PIXELS = 2**17
 MOST_SLAB_BYTES = 64 * 2**20
 #: float32 bytes of one shard.
 MOST_SHARD_BYTES = 256 * 2**20
+
+#: What a `zarr.storage.MemoryStore` holds: content by path.
+Files: TypeAlias = MutableMapping[str, Buffer]
 
 _writing = threading.Lock()
 
@@ -169,6 +173,14 @@ def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple
         dimension_names=dims,
     )
     array[...] = values.astype(object) if text else values
+
+
+def write_files(folder: Path, files: Files) -> None:
+    """Write what a `zarr.storage.MemoryStore` was given to keep its files in; fails as files do."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.to_bytes())
 
 
 def consolidate(path: Path) -> None:

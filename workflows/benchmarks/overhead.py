@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from measure import Cell, Result, in_turn, options, ratios, seconds, shown, spread
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from volumes import (
     AS_IN_HEADER,
@@ -45,16 +44,20 @@ from fusionflow.stages import Recipe, decompose_slab, fuse_slab, torch_threads
 #: Stages of a run that the bare process does as well, by the names that records use.
 _ARITHMETIC = ("decompose", "fuse", "reconstruct")
 _WITH_FILES = ("conform", "commit")
-#: Of the arguments of a convolution: image, weight, bias, stride, padding, dilation, groups.
-_DEFAULTS = (None, None, None, 1, 0, 1, 1)
+#: What a network calls for its convolutions, and what it is called with after the images.
+_CONVOLUTIONS = (
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.convolution.default,
+    torch.ops.aten._nnpack_spatial_convolution.default,
+)
 
 
 class Convolutions(TorchDispatchMode):
-    """Keeps what every convolution was called with."""
+    """Keeps every convolution, and what it was called with."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(
         self,
@@ -64,10 +67,8 @@ class Convolutions(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         """Note a convolution, and do it."""
-        if func is torch.ops.aten.conv2d.default:
-            self.calls.append((*args, *_DEFAULTS[len(args) :]))
-        elif func is torch.ops.aten.convolution.default:
-            self.calls.append((*args[:6], args[8]))
+        if func in _CONVOLUTIONS:
+            self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
 
 
@@ -75,23 +76,24 @@ def one_slab(scan: Conformed, recipe: Recipe) -> tuple[float, float, int, float]
     """Return seconds of a slab's fuse stage and of its convolutions alone, with how many these are.
 
     The images, strides and types of the bare calls are those of the stage; only their values are
-    drawn, so that no cache is warmer than in the stage. The last figure is GFLOPs.
+    drawn, so that no cache is warmer than in the stage. The last figure is GFLOPs, counted by the
+    definition of a convolution.
     """
     start, stop = Layout.of_shape(scan.mri.shape).slabs[:2][-1]
     bands = decompose_slab(scan.mri[start:stop], scan.pet[start:stop], recipe)
     fuse_slab(bands, recipe)  # warms up, and sees the empty bands
     with Convolutions() as seen:
         fuse_slab(bands, recipe)
-    calls = [(torch.rand_like(x), *rest) for x, *rest in seen.calls]
+    calls = [(func, (torch.rand_like(x), *rest)) for func, (x, *rest) in seen.calls]
     flops = 0.0
     stage, bare = [], []
     with torch.inference_mode(), torch_threads(recipe.method.threads):
         for turn in range(4):
             took = seconds(lambda: fuse_slab(bands, recipe))
             began, flops = time.perf_counter(), 0.0
-            for x, weight, bias, stride, padding, dilation, groups in calls:
-                y = functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
-                flops += 2e-9 * y.numel() * weight[0].numel()
+            for func, given in calls:
+                y = func(*given)
+                flops += 2e-9 * y.numel() * given[1][0].numel()
             if turn:
                 bare.append(time.perf_counter() - began)
                 stage.append(took)
@@ -208,7 +210,7 @@ def _tell_convolutions(
         ["", "seconds"],
         [
             ["the fuse stage: features, activity, weights, merging", spread(stage)],
-            [f"its {calls} convolutions alone, {speed} GFLOP/s", spread(bare)],
+            [f"its {calls} convolutions alone, {speed} GFLOP/s of direct ones", spread(bare)],
             ["ratio", ratio],
         ],
     )
