@@ -19,6 +19,7 @@ from fusionflow.io.nifti_write import Slices, write_slices
 from fusionflow.ledger import OutputPaths
 from fusionflow.overlay import Overlay, pet_on_mri
 from fusionflow.pictures import mosaic, slices_to_show
+from fusionflow.png import png_bytes
 
 BIDS_VERSION = "1.10.0"
 
@@ -184,12 +185,8 @@ def write_scan_files(
     places = slices_to_show(volumes["mask"][:])
     mri, pet, fused = (planes(volumes[name], places, slab) for name in (*schema.SOURCES, "fused"))
     colours_of = {z: pet_on_mri(mri[z], pet[z]) for z in places}
-    mosaic(
-        {"MRI": mri, "PET": pet, "fused": fused, "PET on MRI": colours_of},
-        places,
-        title,
-        (z, y, x),
-    ).save(picture, compress_level=1)  # the default takes several times as long for a tenth less
+    rows = {"MRI": mri, "PET": pet, "fused": fused, "PET on MRI": colours_of}
+    picture.write_bytes(png_bytes(np.asarray(mosaic(rows, places, title, (z, y, x)))))
     if registration is None:
         return names[:-1]
     outlines.write_bytes(registration)
