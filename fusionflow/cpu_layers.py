@@ -3,15 +3,17 @@
 Convolutions of 3 x 3 go by Winograd's minimal filtering (Lavin & Gray 2016,
 doi:10.1109/CVPR.2016.435), which multiplies a fifth as often as the definition does. torch brings
 that as NNPACK, and takes it by itself only where it has no oneDNN, whose convolutions are direct.
-It is float32, and differs from the definition by 1e-5 of the largest feature at most.
+It is float32, and differs from the definition by about 1e-5 of the largest feature. It runs on the
+thread that calls it, whatever torch is told: so its bits depend on nothing but the image.
 
 Channels must lie one after the other for that, and torch pools such features value by value.
 """
 
 from __future__ import annotations
 
+import threading
 from functools import cache, reduce
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -29,15 +31,35 @@ _LEAST_CHANNELS: Final = 32
 _TOGETHER: Final = 1 << 12
 
 
-@cache
+#: NNPACK takes for good as many threads as torch has when it is first called.
+_first_call = threading.Lock()
+
+
 def has_winograd() -> bool:
-    """Whether torch has Winograd's convolutions for this processor; it is tried once."""
+    """Whether torch has Winograd's convolutions for this processor; it is tried once a process."""
+    with _first_call:
+        return _has_winograd()
+
+
+@cache
+def _has_winograd() -> bool:
     if not torch.backends.nnpack.is_available():
         return False
-    images = torch.linspace(-1, 1, 2 * 20 * 16).view(1, 2, 20, 16)
-    weight = torch.linspace(1, -1, 3 * 2 * 9).view(3, 2, 3, 3)
-    bias = torch.ones(3)
-    with torch.inference_mode():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _is_right()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _is_right() -> bool:
+    """Whether the convolutions are what the definition says, of two images that differ."""
+    where: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    images = torch.linspace(-1, 1, 2 * 2 * 20 * 16, **where).view(2, 2, 20, 16)
+    weight = torch.linspace(1, -1, 3 * 2 * 9, **where).view(3, 2, 3, 3)
+    bias = torch.ones(3, **where)
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         wanted = functional.conv2d(images, weight, bias, padding=1)
         return bool(torch.allclose(_convolved(images, weight, bias), wanted, atol=1e-3))
 
@@ -75,6 +97,7 @@ class Convolution3x3(nn.Conv2d):
         return (
             images.device.type == "cpu"
             and images.dtype == self.weight.dtype == torch.float32
+            and images.ndim == 4
             and len(images) > 0
             and min(images.shape[-2:]) >= _LEAST_SIDE
             and torch.is_inference_mode_enabled()
@@ -117,6 +140,7 @@ class MaxPool(nn.MaxPool2d):
     def _suits(self, features: torch.Tensor) -> bool:
         return (
             features.device.type == "cpu"
+            and features.ndim == 4
             and torch.is_inference_mode_enabled()
             and min(features.shape[-2:]) >= self._side
             # Where channels lie side by side torch takes many at a time.
@@ -125,14 +149,36 @@ class MaxPool(nn.MaxPool2d):
 
 
 def quickened(module: nn.Module) -> None:
-    """Put the layers above in the place of all those of a module that they can stand for."""
-    for name, child in module.named_children():
-        if type(child) is nn.Conv2d and _is_plain(child):
-            setattr(module, name, Convolution3x3.of(child))
-        elif type(child) is nn.MaxPool2d and _pools_plainly(child):
-            setattr(module, name, MaxPool.of(child))
-        else:
-            quickened(child)
+    """Put the layers above in the place of all those of a module that they can stand for.
+
+    A layer that was given more than torch gives one, such as a hook or a weight that is computed,
+    stays.
+    """
+    _exchange(module, {})
+
+
+def _exchange(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
+    """Do that; `done` has what stands for what, for a layer can be in several places."""
+    for name, child in list(module._modules.items()):
+        if child is None:
+            continue
+        if child not in done:
+            done[child] = child
+            if type(child) is nn.Conv2d and _is_plain(child) and _is_untouched(child):
+                done[child] = Convolution3x3.of(child)
+            elif type(child) is nn.MaxPool2d and _pools_plainly(child) and _is_untouched(child):
+                done[child] = MaxPool.of(child)
+            else:
+                _exchange(child, done)
+        setattr(module, name, done[child])
+
+
+def _is_untouched(layer: nn.Module) -> bool:
+    """Whether a layer has what its class gives it and nothing beyond that."""
+    hooks = any(value for name, value in vars(layer).items() if name.endswith("_hooks"))
+    parameters = {name for name, _ in layer.named_parameters()}
+    more = parameters - {"weight", "bias"} or layer._buffers or layer._modules
+    return not hooks and not more and "forward" not in vars(layer)
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:
@@ -150,6 +196,7 @@ def _pools_plainly(layer: nn.MaxPool2d) -> bool:
     """Whether a pooling has all that `MaxPool` takes for granted."""
     return (
         isinstance(layer.kernel_size, int)
+        and layer.kernel_size > 1  # else it would give a view of what it was given
         and isinstance(layer.stride, int)
         and (layer.padding, layer.dilation) == (0, 1)
         and not layer.ceil_mode

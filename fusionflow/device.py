@@ -23,9 +23,11 @@ logger = logging.getLogger(__name__)
 #: more, and room for it.
 _MOST_PIXELS: Final = {"cpu": 1 << 15, "cuda": 1 << 21}
 #: How those say that there is no memory who raise no `torch.OutOfMemoryError`: torch's allocator on
-#: a processor, CUDA's libraries, CUDA itself, and oneDNN, which finds no room for its code.
+#: a processor, that of Winograd's convolutions, CUDA's libraries, CUDA itself, and oneDNN, which
+#: finds no room for its code.
 _NO_MEMORY: Final = (
     "DefaultCPUAllocator",
+    "posix_memalign failed",
     "ALLOC_FAILED",
     "CUDA error: out of memory",
     "could not create a primitive",
@@ -55,6 +57,12 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
             )
             stack.enter_context(flags)
         yield
+
+
+def described(device: str, precision: str) -> str:
+    """Return what records say of where a network ran: what decides last bits there."""
+    direct = kind_of(device) == "cpu" and precision == "float32" and not has_winograd()
+    return f"{device} (direct convolutions)" if direct else device
 
 
 def memory_format(device: str, precision: str) -> torch.memory_format:

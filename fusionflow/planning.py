@@ -31,6 +31,8 @@ from fusionflow.transform import check_levels
 #: beside what it needs to be there at all, and to have a network.
 _BYTES_A_VOXEL = 11
 _BYTES_A_PIXEL_OF_NETWORK = 2_000
+#: Of those, what Winograd's convolutions keep for their next call.
+_BYTES_A_PIXEL_KEPT = 300
 BYTES_OF_A_WORKER = 670e6
 _BYTES_OF_A_NETWORK = 170e6
 #: Of a worker's memory, for itself and what scans in flight hold: there Dask begins to spill.
@@ -177,6 +179,7 @@ def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
     """
     need = BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL
     if reads_network:  # one stage at a time
+        need += pixels * _BYTES_A_PIXEL_KEPT
         need = max(need, BYTES_OF_A_WORKER + pixels * _BYTES_A_PIXEL_OF_NETWORK)
         need += _BYTES_OF_A_NETWORK
     return need

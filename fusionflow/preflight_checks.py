@@ -188,8 +188,9 @@ def network_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:
         return [
             Check(
                 "network", "note",
-                f"{found}; HALF AS FAST on {_named(slow)}: no Winograd convolutions there",
-                "Take processors with AVX2 and FMA, or `precision: bfloat16` where they are fast",
+                f"{found}; HALF AS FAST, AND OTHER LAST BITS, on {_named(slow)}: no Winograd "
+                "convolutions there",
+                "Take processors that NNPACK knows (x86 with AVX2 and FMA, ARM with NEON)",
             )
         ]  # fmt: skip
     return [Check("network", "ok", found)]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from fusionflow.config import Method
-from fusionflow.device import Batch
+from fusionflow.device import Batch, described
 from fusionflow.fusion import fuse_subbands, load_network
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
@@ -129,11 +129,12 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     if weights is not None:
         load_network(method, weights, device)  # once a process, and not fusion time
     batch = Batch(method, device)
+    told = device if weights is None else described(device, method.precision)
     with torch_threads(method.threads):
         start = time.perf_counter()
         fused = fuse_subbands(bands.mri, bands.pet, method, weights, batch)
         seconds = bands.seconds._replace(fuse=time.perf_counter() - start)
-    return FusedBands(fused, seconds, device, batch.halved)
+    return FusedBands(fused, seconds, told, batch.halved)
 
 
 class _TorchThreads:

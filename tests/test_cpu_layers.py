@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -86,17 +89,24 @@ class TestConvolution:
         with torch.inference_mode():
             assert torch.equal(layer(given)[0], layer(given[:1])[0])
 
-    @pytest.mark.parametrize("threads", [1, 2])
-    def test_bits_do_not_depend_on_threads(self, threads):
-        layer, given = Convolution3x3.of(convolution()), images(3, 40, 40)
-        before = torch.get_num_threads()
-        with torch.inference_mode():
-            torch.set_num_threads(1)
-            wanted = layer(given)
-            torch.set_num_threads(threads)
-            found = layer(given)
-            torch.set_num_threads(before)
-        assert torch.equal(found, wanted)
+    def test_they_take_the_thread_that_calls(self):
+        """NNPACK makes its threads at its first call, as many as torch has."""
+        script = """
+import os, torch
+from fusionflow.cpu_layers import Convolution3x3
+torch.set_num_threads(3)
+layer = Convolution3x3(32, 32, 3, padding=1)
+torch.nn.Conv2d(32, 32, 3)(torch.rand(8, 32, 128, 128))  # torch has its own threads now
+before = len(os.listdir("/proc/self/task"))
+with torch.inference_mode():
+    layer(torch.rand(4, 32, 64, 64))
+print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())
+"""
+        env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        command = [sys.executable, "-c", script]
+        said = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        more, threads = map(int, said.stdout.split())
+        assert (more, threads) == (0, 3)
 
     def test_several_threads_at_once(self):
         layer = Convolution3x3.of(convolution())
@@ -200,6 +210,43 @@ class TestQuickened:
         assert [type(layer) for layer in module[2:]] == [type(layer) for layer in others]
         assert list(module.state_dict()) == names
 
+    @pytest.mark.parametrize("what", ["hook", "forward", "buffer", "weight_norm", "parameter"])
+    def test_what_was_given_more_stays(self, what):
+        layer = convolution()
+        if what == "hook":
+            layer.register_forward_hook(lambda module, given, output: output * 2)
+        elif what == "forward":
+            layer.forward = lambda given: given
+        elif what == "buffer":
+            layer.register_buffer("scale", torch.ones(1))
+        elif what == "parameter":
+            layer.scale = nn.Parameter(torch.ones(1))
+        else:
+            nn.utils.parametrizations.weight_norm(layer)
+        module = nn.Sequential(layer)
+        quickened(module)
+        assert module[0] is layer
+
+    def test_a_layer_in_two_places_is_one(self):
+        layer = convolution(32, 32)
+        module = nn.Sequential(layer, nn.ReLU(), layer)
+        quickened(module)
+        assert isinstance(module[0], Convolution3x3)
+        assert module[2] is module[0]
+
+    def test_a_pooling_of_one_pixel_would_give_a_view(self):
+        module = nn.Sequential(nn.MaxPool2d(1, 2))
+        quickened(module)
+        assert type(module[0]) is nn.MaxPool2d
+
+    def test_one_image_without_a_batch(self):
+        given = images(1, 20, 20)[0]
+        module = nn.Sequential(convolution(), nn.MaxPool2d(2))
+        with torch.inference_mode():
+            wanted = module(given)
+            quickened(module)
+            assert torch.equal(module(given), wanted)
+
     @needs_winograd
     @pytest.mark.parametrize(
         ("backbone", "tap"),
@@ -219,11 +266,17 @@ class TestQuickened:
 
 def test_a_processor_without_them(monkeypatch):
     monkeypatch.setattr(torch.backends.nnpack, "is_available", lambda: False)
-    assert not has_winograd.__wrapped__()
+    assert not cpu_layers._has_winograd.__wrapped__()
 
 
 def test_wrong_values_are_not_taken(monkeypatch):
     if not torch.backends.nnpack.is_available():
         pytest.skip("torch has no NNPACK for this processor")
     monkeypatch.setattr(cpu_layers, "_convolved", lambda images, weight, bias: images[:, :1] * 2)
-    assert not has_winograd.__wrapped__()
+    assert not cpu_layers._has_winograd.__wrapped__()
+
+
+@needs_winograd
+def test_trying_them_minds_no_surroundings():
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert cpu_layers._has_winograd.__wrapped__()

@@ -124,7 +124,7 @@ class TestLines:
     def test_convolutions_that_a_processor_lacks(self):
         (line,) = preflight_checks.network_check(answered(quick=False), recipe_of())
         assert line.state == "note"
-        assert f"HALF AS FAST on {TWO}" in line.found
+        assert f"HALF AS FAST, AND OTHER LAST BITS, on {TWO}" in line.found
         assert ONE not in line.found
 
     @pytest.mark.parametrize(

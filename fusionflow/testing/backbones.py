@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusionflow.backbones import Backbone, brought_weights, build_trunk
-from fusionflow.device import arithmetic
+from fusionflow.device import arithmetic, memory_format
 from fusionflow.errors import FusionflowError
 from fusionflow.stages import torch_threads
 from fusionflow.testing.backbone_files import (
@@ -71,6 +71,7 @@ def _read(
     trunk: Trunk, images: torch.Tensor, precision: str = "float32", threads: int = 1
 ) -> list[torch.Tensor]:
     """Return the taps as a run reads them."""
+    trunk.to(memory_format=memory_format("cpu", precision))
     with torch_threads(threads), arithmetic("cpu", precision):
         return trunk(images)
 
