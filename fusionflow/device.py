@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Final
 
 import torch
@@ -22,6 +25,13 @@ logger = logging.getLogger(__name__)
 #: back to the system, which clears them page by page each time. A GPU has enough to do only with
 #: more, and room for it.
 _MOST_PIXELS: Final = {"cpu": 1 << 15, "cuda": 1 << 21}
+#: What tells glibc how much it may keep, and what Dask's nanny sets that to.
+_TRIM: Final = "MALLOC_TRIM_THRESHOLD_"
+_OF_THE_NANNY: Final = "65536"
+_KEPT_BYTES: Final = 1 << 26
+#: Of glibc's malloc.h.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 #: How those say that there is no memory who raise no `torch.OutOfMemoryError`: torch's allocator on
 #: a processor, that of Winograd's convolutions, CUDA's libraries, CUDA itself, and oneDNN, which
 #: finds no room for its code.
@@ -57,6 +67,22 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
             )
             stack.enter_context(flags)
         yield
+
+
+@cache
+def keep_memory() -> None:
+    """Let the C library keep up to 64 MB that a forward pass gave back, for the next one.
+
+    Dask's nanny lets it give back all but 64 kB, and then the system clears every page of features
+    again: networks take up to twice as long. Who set another value meant it. Blocks of more than
+    32 MB go back at once, as ever; nothing is done where there is no glibc.
+    """
+    if os.environ.get(_TRIM, _OF_THE_NANNY) != _OF_THE_NANNY:
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
 
 
 def described(device: str, precision: str) -> str:

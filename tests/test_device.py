@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 import weakref
@@ -57,6 +59,18 @@ for room in sys.argv[4:]:
         print("no-memory")
     if batch.halved is not None:
         print("halved")
+"""
+#: Takes and gives back blocks as a forward pass does; prints how often a page had to be cleared.
+KEEPING = """
+import resource, torch
+from fusionflow.device import keep_memory
+
+keep_memory()
+for _ in range(40):
+    torch.ones(2 << 20)
+    if _ == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 RULES = pytest.mark.parametrize("method", [ZERO_SHOT, LEARNED], ids=lambda method: method.rule)
 
@@ -149,6 +163,20 @@ class TestBatch:
         Batch(ZERO_SHOT).each(5, (8, 8), forward)
         assert len(made) > 5
         assert alive == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+class TestKeepMemory:
+    def pages(self, threshold):
+        env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": threshold}
+        command = [sys.executable, "-c", KEEPING]
+        return int(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+
+    def test_what_was_given_back_is_not_cleared_again_below_a_nanny(self):
+        assert self.pages("65536") < 5_000
+
+    def test_who_set_another_value_meant_it(self):
+        assert self.pages("65537") > 20_000  # 8 MiB are 2,048 pages
 
 
 class TestOutOfMemory:
