@@ -130,8 +130,8 @@ class Method(Options):
         Band images in one forward pass of the backbone.
     threads : int
         CPU threads of one forward pass. They, like `batch`, can change last bits, so they belong
-        to the method and not to the machine; run more workers to use more cores. Convolutions of
-        3 x 3 in float32 take one, whatever is said here (`fusionflow.cpu_layers`).
+        to the method and not to the machine; run more workers to use more cores. Most
+        convolutions of 3 x 3 in float32 take one whatever is said here (`fusionflow.cpu_layers`).
     """
 
     name: str

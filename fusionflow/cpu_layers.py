@@ -4,7 +4,8 @@ Convolutions of 3 x 3 go by Winograd's minimal filtering (Lavin & Gray 2016,
 doi:10.1109/CVPR.2016.435), which multiplies a fifth as often as the definition does. torch brings
 that as NNPACK, and takes it by itself only where it has no oneDNN, whose convolutions are direct.
 It is float32, and differs from the definition by about 1e-5 of the largest feature. It runs on the
-thread that calls it, whatever torch is told: so its bits depend on nothing but the image.
+thread that calls it, whatever torch is told (unless others in the process called it before us), and
+its bits depend on nothing but the image.
 
 Channels must lie one after the other for that, and torch pools such features value by value.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["Convolution3x3", "MaxPool", "has_winograd", "quickened"]
+__all__ = ["Convolution3x3", "MaxPool", "has_winograd", "quickened", "threads_lock"]
 
 #: Rows and columns that a tile gives.
 _TILE: Final = 6
@@ -31,13 +32,13 @@ _LEAST_CHANNELS: Final = 32
 _TOGETHER: Final = 1 << 12
 
 
-#: NNPACK takes for good as many threads as torch has when it is first called.
-_first_call = threading.Lock()
+#: Held by who changes the number of torch's threads, which is the process's.
+threads_lock: Final = threading.Lock()
 
 
 def has_winograd() -> bool:
     """Whether torch has Winograd's convolutions for this processor; it is tried once a process."""
-    with _first_call:
+    with threads_lock:
         return _has_winograd()
 
 
@@ -46,7 +47,7 @@ def _has_winograd() -> bool:
     if not torch.backends.nnpack.is_available():
         return False
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # NNPACK takes for good as many as there are at its first call
     try:
         return _is_right()
     finally:

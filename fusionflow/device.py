@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _MOST_PIXELS: Final = {"cpu": 1 << 15, "cuda": 1 << 21}
 #: What tells glibc how much it may keep, and what Dask's nanny sets that to.
 _TRIM: Final = "MALLOC_TRIM_THRESHOLD_"
+_MMAP: Final = "MALLOC_MMAP_THRESHOLD_"
 _OF_THE_NANNY: Final = "65536"
 _KEPT_BYTES: Final = 1 << 26
 #: Of glibc's malloc.h.
@@ -71,13 +72,14 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
 
 @cache
 def keep_memory() -> None:
-    """Let the C library keep up to 64 MB that a forward pass gave back, for the next one.
+    """Let the C library keep what a forward pass gave back, up to 64 MB in each of its arenas.
 
     Dask's nanny lets it give back all but 64 kB, and then the system clears every page of features
-    again: networks take up to twice as long. Who set another value meant it. Blocks of more than
-    32 MB go back at once, as ever; nothing is done where there is no glibc.
+    again: networks take up to twice as long. Who set anything else of it meant that. Blocks of more
+    than 32 MB go back at once, as ever; nothing is done where there is no glibc.
     """
-    if os.environ.get(_TRIM, _OF_THE_NANNY) != _OF_THE_NANNY:
+    trims = os.environ.get(_TRIM, _OF_THE_NANNY) != _OF_THE_NANNY
+    if trims or _MMAP in os.environ or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
@@ -86,7 +88,7 @@ def keep_memory() -> None:
 
 
 def described(device: str, precision: str) -> str:
-    """Return what records say of where a network ran: what decides last bits there."""
+    """Return what records say of where a network ran; which convolutions decides last bits."""
     direct = kind_of(device) == "cpu" and precision == "float32" and not has_winograd()
     return f"{device} (direct convolutions)" if direct else device
 

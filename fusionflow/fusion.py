@@ -30,8 +30,6 @@ from fusionflow.device import (
     arithmetic,
     arrived,
     host_buffer,
-    keep_memory,
-    kind_of,
     to_device,
 )
 from fusionflow.errors import ConfigurationError, InputError
@@ -238,8 +236,6 @@ def load_network(method: Method, weights: Weights, device: str = "cpu") -> None:
     WeightsError
         If it cannot be read.
     """
-    if kind_of(device) == "cpu":
-        keep_memory()
     if named_rule(method.rule).is_learned:
         learned.load_model(weights, device, method.precision)
     else:

@@ -7,7 +7,6 @@ store, and `fusionflow.commit` the tasks that end a scan.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fusionflow.config import Method
+from fusionflow.cpu_layers import threads_lock
 from fusionflow.device import Batch, described
 from fusionflow.fusion import fuse_subbands, load_network
 from fusionflow.metrics import SliceMetrics, slice_metrics
@@ -140,7 +140,7 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
 class _TorchThreads:
     """How many tasks of this process run with a number of torch threads, and what was before."""
 
-    lock = threading.Lock()
+    lock = threads_lock
     inside = 0
     before = 1
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +15,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from runs import config, job_of
 from strategies import random_stack
 
-from fusionflow import commit, stages, staging
+from fusionflow import backbones, commit, device, learned, stages, staging
 from fusionflow.backbones import resolve_weights
 from fusionflow.config import METHODS, Method
-from fusionflow.device import Batch, arithmetic
+from fusionflow.device import Batch, arithmetic, keep_memory
 from fusionflow.errors import DeviceMemoryError, FusionflowError
-from fusionflow.fusion import find_weights, fuse_subbands
+from fusionflow.fusion import find_weights, fuse_subbands, load_network
 from fusionflow.io.inputs import discover
 from fusionflow.io.scans import Scan
 from fusionflow.transform import decompose
@@ -35,7 +34,7 @@ import numpy as np
 from fusionflow.config import METHODS
 from fusionflow.device import Batch
 from fusionflow.errors import DeviceMemoryError
-from fusionflow.fusion import find_weights, fuse_subbands
+from fusionflow.fusion import find_weights, fuse_subbands, load_network
 from fusionflow.transform import decompose
 
 method = METHODS[sys.argv[1]].model_copy(update={"weights": sys.argv[2]})
@@ -59,18 +58,6 @@ for room in sys.argv[4:]:
         print("no-memory")
     if batch.halved is not None:
         print("halved")
-"""
-#: Takes and gives back blocks as a forward pass does; prints how often a page had to be cleared.
-KEEPING = """
-import resource, torch
-from fusionflow.device import keep_memory
-
-keep_memory()
-for _ in range(40):
-    torch.ones(2 << 20)
-    if _ == 4:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 RULES = pytest.mark.parametrize("method", [ZERO_SHOT, LEARNED], ids=lambda method: method.rule)
 
@@ -165,18 +152,76 @@ class TestBatch:
         assert alive == []
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 class TestKeepMemory:
-    def pages(self, threshold):
-        env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": threshold}
-        command = [sys.executable, "-c", KEEPING]
-        return int(subprocess.run(command, env=env, capture_output=True, check=True).stdout)
+    """What glibc is told; `workflows/benchmarks/README.md` says what that brings."""
 
-    def test_what_was_given_back_is_not_cleared_again_below_a_nanny(self):
-        assert self.pages("65536") < 5_000
+    @pytest.fixture
+    def told(self, monkeypatch):
+        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
+            monkeypatch.delenv(name, raising=False)
+        said = []
 
-    def test_who_set_another_value_meant_it(self):
-        assert self.pages("65537") > 20_000  # 8 MiB are 2,048 pages
+        def mallopt(what, value):
+            said.append((what, value))
+
+        monkeypatch.setattr(device.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+        return said
+
+    @pytest.mark.parametrize("value", [None, "65536"])
+    def test_it_keeps_64_mib_below_a_nanny_too(self, told, monkeypatch, value):
+        if value:
+            monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", value)
+        keep_memory.__wrapped__()
+        assert told == [(-1, 1 << 26), (-3, 1 << 25)]
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("MALLOC_TRIM_THRESHOLD_", "65537"),
+            ("MALLOC_MMAP_THRESHOLD_", "131072"),
+            ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1"),
+        ],
+    )
+    def test_who_set_another_value_meant_it(self, told, monkeypatch, name, value):
+        monkeypatch.setenv(name, value)
+        keep_memory.__wrapped__()
+        assert told == []
+
+    def test_another_c_library_is_left_alone(self, monkeypatch):
+        monkeypatch.setattr(device.ctypes, "CDLL", lambda name: SimpleNamespace())
+        keep_memory.__wrapped__()
+
+    @pytest.mark.parametrize("load", ["dwt-vgg19-l1", "dwt-vgg19"])
+    def test_who_loads_a_network_asks_for_it(self, monkeypatch, load):
+        asked = []
+        for module in (backbones, learned):
+            monkeypatch.setattr(module, "keep_memory", lambda: asked.append(True))
+        method = METHODS[load]
+        load_network(method, weights_of(method))
+        assert asked
+
+
+@pytest.mark.parametrize(
+    ("where", "precision", "has", "told"),
+    [
+        ("cpu", "float32", True, "cpu"),
+        ("cpu", "float32", False, "cpu (direct convolutions)"),
+        ("cpu", "bfloat16", False, "cpu"),
+        ("cuda", "float32", False, "cuda"),
+    ],
+)
+def test_a_record_says_which_convolutions(monkeypatch, where, precision, has, told):
+    monkeypatch.setattr(device, "has_winograd", lambda: has)
+    assert device.described(where, precision) == told
+
+
+def test_a_fused_slab_says_which_convolutions(phantom_bids, tmp_path, monkeypatch):
+    scan: Scan = discover(phantom_bids).scans[0]
+    job = job_of(scan, phantom_bids, tmp_path)
+    staged = staging.stage_scan(job)
+    monkeypatch.setattr(device, "has_winograd", lambda: False)
+    bands = staging.decompose_staged(job, staged, *job.layout.slabs[0])
+    assert stages.fuse_slab(bands, job.recipe).device == "cpu (direct convolutions)"
 
 
 class TestOutOfMemory:

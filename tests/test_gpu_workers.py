@@ -165,7 +165,7 @@ def test_never_leaves_gpus_alone(crew, bids, undisturbed, tmp_path):
     crew.wait(2)
     report = ff.run(bids, tmp_path / "out", how(gpu="never"), client=crew.client)
     assert len(report.fused) == 4
-    assert {record.software["device"] for record in report.fused} == {"cpu"}
+    assert all(record.software["device"].startswith("cpu") for record in report.fused)
     assert_same(arrays(tmp_path / "out"), undisturbed)
 
 
