@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fusionflow.device import keep_memory, memory_format
+from fusionflow.device import memory_format
 from fusionflow.errors import ChecksumError, ConfigurationError, InputError
 from fusionflow.kept import Kept
 from fusionflow.plugins import plugin, plugin_names
@@ -323,7 +323,6 @@ def load_trunk(
         Where and in which arithmetic it runs.
     """
     layout = memory_format(device, precision)
-    keep_memory()
     key = (f"{weights.backbone}:{weights.identity}", tuple(sorted(taps)), device, layout)
     return _trunks.get(key, lambda: build_trunk(weights, taps).to(device).to(memory_format=layout))
 

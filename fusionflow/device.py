@@ -7,9 +7,9 @@ import ctypes
 import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -30,6 +30,7 @@ _TRIM: Final = "MALLOC_TRIM_THRESHOLD_"
 _MMAP: Final = "MALLOC_MMAP_THRESHOLD_"
 _OF_THE_NANNY: Final = "65536"
 _KEPT_BYTES: Final = 1 << 26
+_USUAL_MMAP: Final = 1 << 17
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
@@ -70,21 +71,51 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
         yield
 
 
-@cache
-def keep_memory() -> None:
-    """Let the C library keep what a forward pass gave back, up to 64 MB in each of its arenas.
+class _Keeping:
+    """How many tasks of this process want memory to be kept."""
 
-    Dask's nanny lets it give back all but 64 kB, and then the system clears every page of features
-    again: networks take up to twice as long. Who set anything else of it meant that. Blocks of more
-    than 32 MB go back at once, as ever; nothing is done where there is no glibc.
+    lock = threading.Lock()
+    tasks = 0
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let the C library keep what a layer gave back for the next, and then give all of it back.
+
+    Dask's nanny lets glibc keep no more than 64 kB, and the system clears every page of features
+    again and again: networks take twice as long. Without a nanny glibc finds its limits itself, and
+    who set another limit meant it: nothing is done then, nor where there is no glibc.
     """
-    trims = os.environ.get(_TRIM, _OF_THE_NANNY) != _OF_THE_NANNY
-    if trims or _MMAP in os.environ or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+    library = _library()
+    if library is None:
+        yield
         return
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
+    with _Keeping.lock:
+        _Keeping.tasks += 1
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
+    try:
+        yield
+    finally:
+        with _Keeping.lock:
+            _Keeping.tasks -= 1
+            if not _Keeping.tasks:
+                library.mallopt(_M_TRIM_THRESHOLD, int(_OF_THE_NANNY))
+                library.mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP)
+                library.malloc_trim(0)
+
+
+def _library() -> Any:  # noqa: ANN401
+    """Return the C library of a process that a nanny set up, if it can be told what to keep."""
+    if os.environ.get(_TRIM) != _OF_THE_NANNY or _MMAP in os.environ:
+        return None
+    if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
+        return None
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):
+        return None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def described(device: str, precision: str) -> str:

@@ -321,6 +321,8 @@ class Flight:
         if self.tenancy.outlived:
             until = time.monotonic() + _SILENCE
             with contextlib.suppress(*_NO_ANSWER):
+                while not self._has_come() and time.monotonic() < until - _SILENCE / 2:
+                    time.sleep(_SILENCE / 80)
                 holders = self._holders(*jobs, patience=_ANSWER)
         self.client.cancel(list(self._aloft))
         silent = 0
@@ -331,6 +333,15 @@ class Flight:
                 return
             silent = silent + 1 if self._is_silent(holders, jobs, min(left, _ANSWER)) else 0
             time.sleep(_SILENCE / 80)
+
+    def _has_come(self) -> bool:
+        """Whether the scheduler has all that was sent: questions, and a cancel, can overtake it."""
+        ask = self.client.scheduler.call_stack
+        try:
+            self.client.sync(ask, keys=[item.key for item in self._aloft], callback_timeout=_ANSWER)
+        except KeyError:
+            return False
+        return True
 
     def _is_silent(self, holders: list[str], jobs: Sequence[Job], patience: float) -> bool:
         """Whether workers that are still there say within some seconds that they are at no task."""

@@ -27,7 +27,6 @@ from fusionflow.device import (
     arithmetic,
     arrived,
     host_buffer,
-    keep_memory,
     memory_format,
     to_device,
 )
@@ -287,7 +286,6 @@ def load_model(weights: Weights, device: str = "cpu", precision: str = "float32"
         raise ConfigurationError("A learned rule has no random weights", "Train it")
 
     layout = memory_format(device, precision)
-    keep_memory()
 
     def read() -> FusionNet:
         path, found = weights.path, weights

@@ -34,7 +34,7 @@ _BYTES_A_PIXEL_OF_NETWORK = 2_000
 #: Of those, what Winograd's convolutions keep for their next call.
 _BYTES_A_PIXEL_KEPT = 300
 BYTES_OF_A_WORKER = 670e6
-_BYTES_OF_A_NETWORK = 210e6
+_BYTES_OF_A_NETWORK = 170e6
 #: Of a worker's memory, for itself and what scans in flight hold: there Dask begins to spill.
 _SHARE = 0.6
 #: At most so many slices, and pixels, are fused to see how long it takes.

@@ -17,7 +17,7 @@ import torch
 
 from fusionflow.config import Method
 from fusionflow.cpu_layers import threads_lock
-from fusionflow.device import Batch, described
+from fusionflow.device import Batch, described, kept_memory
 from fusionflow.fusion import fuse_subbands, load_network
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
@@ -130,7 +130,8 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
         load_network(method, weights, device)  # once a process, and not fusion time
     batch = Batch(method, device)
     told = device if weights is None else described(device, method.precision)
-    with torch_threads(method.threads):
+    keeping = contextlib.nullcontext() if weights is None or device != "cpu" else kept_memory()
+    with torch_threads(method.threads), keeping:
         start = time.perf_counter()
         fused = fuse_subbands(bands.mri, bands.pet, method, weights, batch)
         seconds = bands.seconds._replace(fuse=time.perf_counter() - start)
