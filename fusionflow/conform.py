@@ -45,7 +45,7 @@ from fusionflow.io.nifti import (
 from fusionflow.masks import find_mask, read_mask
 from fusionflow.pet_info import PetInfo
 from fusionflow.registration_picture import contours
-from fusionflow.resample import onto_mri, onto_template, same_grid
+from fusionflow.resample import field_of_view, onto_mri, onto_template, same_grid
 from fusionflow.suv import to_units
 
 __all__ = ["Conformed", "Keep", "Preparation", "conform", "conform_into"]
@@ -246,7 +246,9 @@ def conform_into(
     resampled = not same_grid(uptake, mri.data.shape, mri.affine)
     covered = None  # all of it
     if resampled:
-        uptake, covered = onto_mri(t1w, pet, mri, uptake, head, notes)
+        before = uptake.grid
+        uptake = onto_mri(t1w, pet, mri, uptake, head, notes)
+        covered = field_of_view(before, mri.data.shape, mri.affine).T
     else:
         uptake = replace(uptake, affine=mri.affine)
     factor, units = to_units(pet, uptake, covered, options.pet_units, info, reference, notes)

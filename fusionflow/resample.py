@@ -90,19 +90,18 @@ def onto_mri(
     uptake: Volume,
     head: npt.NDArray[np.uint8],
     notes: list[str],
-) -> tuple[Volume, npt.NDArray[np.bool_]]:
-    """Resample the PET onto the grid of the MRI, and say which voxels it covers."""
+) -> Volume:
+    """Resample the PET onto the grid of the MRI."""
     shape, affine = mri.data.shape, mri.affine
-    covered = field_of_view(uptake, shape, affine).T
-    check_overlap(t1w, pet, mri, uptake, covered)
+    of_frame, of_head = _shares_covered(uptake, shape, affine, head.view(np.bool_).T)
+    check_overlap(t1w, pet, mri, uptake, of_frame)
     check_voxel_sizes(t1w, pet, mri, uptake)
     notes.append(
         f"PET: resampled onto the MRI's grid from {describe_grid(uptake)} to {describe_grid(mri)}"
     )
-    of_head = float(covered[head.view(np.bool_)].mean())
     if of_head < _LITTLE_COVERED:
         notes.append(f"PET: its field of view covers only {of_head:.0%} of the head")
-    return replace(mri, data=resample_to(uptake, shape, affine)), covered
+    return replace(mri, data=resample_to(uptake, shape, affine))
 
 
 def onto_template(
@@ -119,7 +118,7 @@ def onto_template(
     grid = grid_of(template)
     if same_grid(mri, shape, affine):
         return replace(mri, orientation=orientation), head
-    check_overlap(space, t1w, grid, mri, field_of_view(mri, shape, affine).T)
+    check_overlap(space, t1w, grid, mri, field_of_view(mri, shape, affine).mean())
     check_voxel_sizes(space, t1w, grid, mri)
     notes.append(
         f"T1w: resampled onto the grid of {os.path.basename(space)}, {describe_grid(grid)}"
@@ -143,10 +142,10 @@ def check_overlap(
     pet: str | os.PathLike[str],
     mri: Volume,
     uptake: Volume,
-    covered: npt.NDArray[np.bool_],
+    covered: float,
 ) -> None:
-    """Refuse a pair whose fields of view hardly share a place."""
-    if covered.mean() >= _LEAST_COVERED:
+    """Refuse a pair of which one covers hardly any of the other's frame."""
+    if covered >= _LEAST_COVERED:
         return
     raise GridError(
         f"The fields of view do not overlap: {t1w} spans {_span(mri)}, {pet} spans {_span(uptake)}",
@@ -181,6 +180,22 @@ def field_of_view(volume: Volume, shape: Sequence[int], affine: Affine) -> npt.N
     for slab in _slabs(shape):
         covered[..., slab] = _inside(volume.data.shape, to_volume, shape, slab)
     return covered
+
+
+def _shares_covered(
+    volume: Volume, shape: Sequence[int], affine: Affine, head: npt.NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Return how much of a grid (x, y, z) a volume covers, and how much of the head in it.
+
+    Counted slab by slab: beside two volumes there is no room for what `field_of_view` returns.
+    """
+    to_volume = np.linalg.inv(volume.affine) @ affine
+    of_frame = of_head = 0
+    for slab in _slabs(shape):
+        inside = _inside(volume.data.shape, to_volume, shape, slab)
+        of_frame += int(np.count_nonzero(inside))
+        of_head += int(np.count_nonzero(inside & head[..., slab]))
+    return of_frame / head.size, of_head / max(1, int(np.count_nonzero(head)))
 
 
 def _inside(

@@ -62,9 +62,9 @@ class TestLayout:
         assert layout.slab == 1 or layout.slab * slice_bytes <= 64 * MIB
 
     @given(volume_shapes)
-    def test_a_shard_holds_256_mib_unless_one_slab_is_larger(self, shape):
+    def test_a_shard_holds_128_mib_unless_one_slab_is_larger(self, shape):
         layout = Layout.of_shape(shape)
-        assert layout.shard == layout.slab or layout.shard * 4 * shape[1] * shape[2] <= 256 * MIB
+        assert layout.shard == layout.slab or layout.shard * 4 * shape[1] * shape[2] <= 128 * MIB
 
     @given(volume_shapes)
     def test_a_small_volume_is_one_shard(self, shape):

@@ -79,7 +79,7 @@ def write_slices(
 ) -> None:
     """Write a volume as `write_volume` does, reading it slab by slab in the order of the file.
 
-    Where the planes of the file are not axial slices, all of the volume is read at once.
+    Where the planes of the file are not axial slices, all of the volume is held at once.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def write_slices(
                 sink = files.enter_context(igzip.GzipFile("", "wb", 1, sink, mtime=0))
             sink.write(header_like(like, description, dtype).binaryblock + bytes(4))
             for start, stop in _slabs(like, slab):
-                part = np.asarray(slices[start:stop], dtype=np.uint8 if colour else dtype)
+                part = _read(slices, start, stop, slab, np.uint8 if colour else dtype)
                 if colour:
                     part = np.ascontiguousarray(part).view(dtype)[..., 0]
                 stored = like.as_stored(part.T)
@@ -133,6 +133,18 @@ def write_slices(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _read(
+    slices: Slices, start: int, stop: int, thick: int | None, dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """Return slices, read a slab at a time: Zarr holds the files of all that it is asked for."""
+    if thick is None or stop - start <= thick:
+        return np.asarray(slices[start:stop], dtype=dtype)
+    part = np.empty((stop - start, *slices.shape[1:]), dtype=dtype)
+    for at in range(start, stop, thick):
+        part[at - start : at - start + thick] = slices[at : min(at + thick, stop)]
+    return part
 
 
 def _slabs(like: Orientation, thick: int | None) -> list[tuple[int, int]]:

@@ -34,7 +34,7 @@ FULL_SLAB_PIXELS = 2**17
 #: float32 bytes of one variable in a slab.
 MOST_SLAB_BYTES = 64 * 2**20
 #: float32 bytes of one shard.
-MOST_SHARD_BYTES = 256 * 2**20
+MOST_SHARD_BYTES = 128 * 2**20
 
 #: What a `zarr.storage.MemoryStore` holds: content by path.
 Files: TypeAlias = MutableMapping[str, Buffer]
