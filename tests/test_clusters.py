@@ -222,3 +222,10 @@ class TestLocalWorkers:
             with clusters.connect(options, torch_threads=torch_threads) as client:
                 busy = sum(client.nthreads().values()) * torch_threads
             assert busy <= clusters.available_cores()
+
+    def test_that_are_idle_take_slabs_of_a_scan_ten_times_a_second(self):
+        def milliseconds(dask_scheduler):
+            return dask_scheduler.periodic_callbacks["stealing"].callback_time
+
+        with clusters.connect(ClusterOptions(n_workers=1)) as client:
+            assert client.run_on_scheduler(milliseconds) == 100

@@ -159,6 +159,8 @@ def scheduler_settings(options: ClusterOptions) -> dict[str, Any]:
         "distributed.scheduler.allowed-failures": 1,
         # Else a task whose last possible worker is gone waits for ever.
         "distributed.scheduler.no-workers-timeout": f"{options.patience + _MARGIN}s",
+        # Slabs begin where their scan was conformed; at Dask's 1 s other workers idle meanwhile.
+        "distributed.scheduler.work-stealing-interval": "100ms",
     }
 
 
