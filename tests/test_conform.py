@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from fusionflow import resample
 from fusionflow.config import ConformOptions
 from fusionflow.conform import Conformed
 from fusionflow.conform import conform as conform_as_asked
@@ -18,7 +19,7 @@ from fusionflow.io.bids import discover
 from fusionflow.io.nifti import Orientation, Volume, read_volume
 from fusionflow.masks import head_mask
 from fusionflow.pet_info import PetInfo
-from fusionflow.resample import resample_to
+from fusionflow.resample import field_of_view, resample_to
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "bids"
 
@@ -392,3 +393,17 @@ class TestRealCohort:
             world = [side * 12, 12, 10, 1]
             x, y, z = (np.linalg.inv(scan.affine) @ world)[:3].round().astype(int)
             assert scan.pet[z, y, x] > 3 * np.median(scan.pet[scan.mask > 0])
+
+
+class TestSharesCovered:
+    @pytest.mark.parametrize("voxels", [1, 200, 10**6])
+    def test_are_those_of_the_field_of_view(self, monkeypatch, voxels):
+        monkeypatch.setattr(resample, "_SLAB_VOXELS", voxels)  # slabs of 1, of 2, of all slices
+        shape = (9, 11, 7)
+        head = np.random.default_rng(0).random(shape) > 0.4
+        pet = volume(np.zeros((5, 6, 4)), nib.affines.from_matvec(np.eye(3) * 1.3, (2, 1, -3)))
+        covered = field_of_view(pet, shape, np.eye(4))
+        of_frame, of_head = resample._shares_covered(pet, shape, np.eye(4), head)
+        assert 0 < of_frame < 1
+        assert of_frame == pytest.approx(covered.mean())
+        assert of_head == pytest.approx(covered[head].mean())

@@ -35,6 +35,17 @@ def by_place(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return rows[np.lexsort(rows.T)]
 
 
+class Asked:
+    """Slices that remember how many were asked for at a time."""
+
+    def __init__(self, data):
+        self.data, self.shape, self.dtype, self.lengths = data, data.shape, data.dtype, []
+
+    def __getitem__(self, rows):
+        self.lengths.append(rows.stop - rows.start)
+        return self.data[rows]
+
+
 class TestOrientation:
     def test_there_are_48(self):
         assert len(set(ORIENTATIONS)) == 48
@@ -337,7 +348,10 @@ class TestStreams:
         like = read_header(save(tmp_path / "t1w.nii", affine=affine_of(codes))).orientation
         data = np.random.default_rng(0).random(like.ras_shape, np.float32)
         write_volume(tmp_path / "whole.nii.gz", data, like)
-        write_slices(tmp_path / "slabs.nii.gz", data.T, like, slab=slab)
+        asked = Asked(data.T)
+        write_slices(tmp_path / "slabs.nii.gz", asked, like, slab=slab)
+        assert max(asked.lengths) <= slab
+        assert sum(asked.lengths) == len(data.T)
         assert (tmp_path / "slabs.nii.gz").read_bytes() == (tmp_path / "whole.nii.gz").read_bytes()
 
     def test_frames_without_any_weight_are_refused(self, tmp_path):

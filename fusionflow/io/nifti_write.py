@@ -91,7 +91,7 @@ def write_slices(
     like : Orientation
         As in `write_volume`.
     slab : int, optional
-        Slices that are read at a time; by default all.
+        Slices that are read from `slices` at a time, however many are held; by default all.
     description : str
         As in `write_volume`.
 
