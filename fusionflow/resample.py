@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,7 +58,7 @@ def resample_to(volume: Volume, shape: Sequence[int], affine: Affine) -> FloatAr
         source = ndimage.gaussian_filter(source, sigma.tolist(), mode="nearest")
 
     resampled = np.empty(tuple(shape), dtype=np.float32, order="F")
-    for slab in _slabs(shape):
+    for slab, inside in _fields_of_view(volume, shape, affine):
         offset = to_volume[:3, 3] + to_volume[:3, 2] * slab.start
         part = ndimage.affine_transform(
             source,
@@ -69,7 +69,7 @@ def resample_to(volume: Volume, shape: Sequence[int], affine: Affine) -> FloatAr
             order=1,
             mode="nearest",
         )
-        part[~_inside(volume.data.shape, to_volume, shape, slab)] = 0
+        part[~inside] = 0
         resampled[..., slab] = part
     return resampled
 
@@ -175,10 +175,9 @@ def _times_coarser(volume: Volume, affine: Affine) -> npt.NDArray[np.float64]:
 
 def field_of_view(volume: Volume, shape: Sequence[int], affine: Affine) -> npt.NDArray[np.bool_]:
     """Say which voxels (x, y, z) of a grid a volume covers."""
-    to_volume = np.linalg.inv(volume.affine) @ affine
     covered = np.empty(tuple(shape), dtype=bool, order="F")
-    for slab in _slabs(shape):
-        covered[..., slab] = _inside(volume.data.shape, to_volume, shape, slab)
+    for slab, inside in _fields_of_view(volume, shape, affine):
+        covered[..., slab] = inside
     return covered
 
 
@@ -189,26 +188,26 @@ def _shares_covered(
 
     Counted slab by slab: beside two volumes there is no room for what `field_of_view` returns.
     """
-    to_volume = np.linalg.inv(volume.affine) @ affine
     of_frame = of_head = 0
-    for slab in _slabs(shape):
-        inside = _inside(volume.data.shape, to_volume, shape, slab)
+    for slab, inside in _fields_of_view(volume, shape, affine):
         of_frame += int(np.count_nonzero(inside))
         of_head += int(np.count_nonzero(inside & head[..., slab]))
     return of_frame / head.size, of_head / max(1, int(np.count_nonzero(head)))
 
 
-def _inside(
-    extent: Sequence[int], to_volume: Affine, shape: Sequence[int], slab: slice
-) -> npt.NDArray[np.bool_]:
-    """Say which voxels of a slab fall on the boxes of a volume's voxels."""
-    x, y, z = np.ogrid[: shape[0], : shape[1], slab]
-    inside = np.ones(np.broadcast_shapes(x.shape, y.shape, z.shape), dtype=bool)
-    for row, n in zip(to_volume[:3], extent, strict=True):
-        at = row[0] * x + row[1] * y + row[2] * z + row[3]
-        # The slack keeps the edge straight where it falls right between two voxels.
-        inside &= (at >= -0.5 - _SAME_GRID_VOXELS) & (at <= n - 0.5 + _SAME_GRID_VOXELS)
-    return inside
+def _fields_of_view(
+    volume: Volume, shape: Sequence[int], affine: Affine
+) -> Iterator[tuple[slice, npt.NDArray[np.bool_]]]:
+    """Give slabs of a grid (x, y, z), and which of their voxels fall on a volume's voxels."""
+    to_volume = np.linalg.inv(volume.affine) @ affine
+    for slab in _slabs(shape):
+        x, y, z = np.ogrid[: shape[0], : shape[1], slab]
+        inside = np.ones(np.broadcast_shapes(x.shape, y.shape, z.shape), dtype=bool)
+        for row, n in zip(to_volume[:3], volume.data.shape, strict=True):
+            at = row[0] * x + row[1] * y + row[2] * z + row[3]
+            # The slack keeps the edge straight where it falls right between two voxels.
+            inside &= (at >= -0.5 - _SAME_GRID_VOXELS) & (at <= n - 0.5 + _SAME_GRID_VOXELS)
+        yield slab, inside
 
 
 def _slabs(shape: Sequence[int]) -> list[slice]:

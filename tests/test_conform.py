@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from fusionflow import resample
+from fusionflow.alignment import Alignment
 from fusionflow.config import ConformOptions
 from fusionflow.conform import Conformed
 from fusionflow.conform import conform as conform_as_asked
@@ -235,6 +236,20 @@ class TestGrid:
         found = conform(t1w, pet)
         assert any("covers only" in note and "% of the head" in note for note in found.notes)
         assert not found.pet[-10:].any()
+
+    def test_beyond_the_pet_as_it_was_aligned_there_is_nothing(self, tmp_path, t1w, monkeypatch):
+        """Its field of view moves with it: by the header it would lie 20 mm higher."""
+        lies = grid((50, 52, 24), centre=(0, 0, 20))
+        data = np.random.default_rng(0).random((50, 52, 24))
+        pet = save(tmp_path / "pet.nii.gz", data, lies)
+        lower = np.eye(4)
+        lower[2, 3] = -20
+        moved = Alignment("rigid", matrix=tuple(map(tuple, lower.tolist())))
+        monkeypatch.setattr("fusionflow.conform.align", lambda *_: moved)
+        found = conform(t1w, pet, pet_window=(-1, 1))
+        np.testing.assert_allclose(found.pet[12:36], (data.T + 1) / 2, atol=1e-6)
+        assert not found.pet[:12].any()
+        assert not found.pet[36:].any()
 
 
 class TestScaling:
