@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import distributed
 import numpy as np
-import zarr
 
 from fusionflow import schema
 from fusionflow.errors import StoreError
@@ -182,15 +181,17 @@ def _finish(
     """Complete the group and write the files beside it, all in the staging folder."""
     label = job.scan.label
     method = job.recipe.method.model_dump(mode="json")
-    group = zarr.open_group(job.group, mode="r+", zarr_format=3)
     pair_names = [metric.name for metric in PAIR_METRICS]
     image_names = [metric.name for metric in IMAGE_METRICS]
-    store.write_small(group, "metrics", slices.pair, schema.METRICS.dims)
-    store.write_small(group, "image_metrics", slices.image, schema.IMAGE_METRICS.dims)
-    store.write_small(group, "source", schema.SOURCES, ("source",))
-    store.write_small(group, "metric", pair_names, ("metric",))
-    store.write_small(group, "image_metric", image_names, ("image_metric",))
-    group.update_attributes(  # at once: `attrs.update` writes them one by one
+    store.finish_group(
+        job.group,
+        (
+            store.Small("metrics", slices.pair, schema.METRICS.dims),
+            store.Small("image_metrics", slices.image, schema.IMAGE_METRICS.dims),
+            store.Small("source", schema.SOURCES, ("source",)),
+            store.Small("metric", pair_names, ("metric",)),
+            store.Small("image_metric", image_names, ("image_metric",)),
+        ),
         {
             "layout": schema.LAYOUT_VERSION,
             "label": label,
@@ -201,9 +202,8 @@ def _finish(
             "affine": [list(row) for row in staged.affine],
             "conform": staged.conformed,
             "warnings": list(notes),
-        }
+        },
     )
-    store.consolidate(job.group)
     files = job.staging / "files"
     discard(files)  # of a first run of this task that was cut short
     files.mkdir()

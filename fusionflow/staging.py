@@ -223,7 +223,7 @@ def _group_aside(job: Job) -> Iterator[Keep]:
     what Zarr holds while it writes is several times what it is given.
     """
     aside = job.staging / f"conform-{uuid.uuid4().hex[:8]}"
-    variables = {item.name: item for item in (schema.MRI, schema.PET, schema.MASK, schema.FUSED)}
+    variables = (schema.MRI, schema.PET, schema.MASK, schema.FUSED)
 
     def keep(name: str, volume: npt.NDArray[Any]) -> None:
         if volume.shape != job.layout.shape:
@@ -235,7 +235,7 @@ def _group_aside(job: Job) -> Iterator[Keep]:
                 store.write_rows(aside, name, start, volume[start:stop], job.layout)
 
     with _says_where(job):
-        aside.mkdir()  # in a folder that is gone if its run is: what is left of that ends here
+        # In a folder that is gone if its run is: what is left of that ends here.
         store.create_group(aside, job.layout, variables)
     try:
         yield keep

@@ -4,7 +4,7 @@ import numpy as np
 
 from fusionflow import schema
 from fusionflow.config import METHODS
-from fusionflow.io.store import Layout, consolidate, create_group, write_rows, write_small
+from fusionflow.io.store import Layout, Small, create_group, finish_group, write_rows
 from fusionflow.ledger import OutputPaths, publish
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, slice_metrics
 from fusionflow.pet_info import PetInfo
@@ -38,17 +38,20 @@ def publish_scan(
     volumes["fused"] = (fused or (lambda mri, pet: (mri + pet) / 2))(mri, pet)
     paths, layout = OutputPaths(root), Layout.of_shape(shape)
     place = paths.version(label, "0123456789abcdef")
-    specs = {spec.name: spec for spec in (*schema.CONFORMED, schema.MASK, schema.FUSED)}
-    group = create_group(place, layout, specs)
+    place.parent.mkdir(parents=True)
+    create_group(place, layout, (*schema.CONFORMED, schema.MASK, schema.FUSED))
     for name, volume in volumes.items():
         for start, stop in layout.shards:
             write_rows(place, name, start, volume[start:stop], layout)
     figures = slice_metrics(mri, pet, volumes["fused"], mask)
-    write_small(group, "metrics", figures.pair, schema.METRICS.dims)
-    write_small(group, "image_metrics", figures.image, schema.IMAGE_METRICS.dims)
-    write_small(group, "metric", [metric.name for metric in PAIR_METRICS], ("metric",))
-    write_small(group, "image_metric", [item.name for item in IMAGE_METRICS], ("image_metric",))
-    consolidate(place)
+    pair_names, image_names = ([m.name for m in group] for group in (PAIR_METRICS, IMAGE_METRICS))
+    small = (
+        Small("metrics", figures.pair, schema.METRICS.dims),
+        Small("image_metrics", figures.image, schema.IMAGE_METRICS.dims),
+        Small("metric", pair_names, ("metric",)),
+        Small("image_metric", image_names, ("image_metric",)),
+    )
+    finish_group(place, small, {})
     subject, _, session = label.removeprefix("sub-").partition("_ses-")
     files = [path for path in place.rglob("*") if path.is_file()]
     values = {

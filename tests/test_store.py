@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +20,11 @@ from fusionflow.errors import StoreError
 from fusionflow.io import store
 from fusionflow.io.store import (
     Layout,
-    consolidate,
+    Small,
     create_group,
+    finish_group,
     read_rows,
     write_rows,
-    write_small,
 )
 from fusionflow.schema import FUSED, MASK, MRI, PET
 
@@ -68,8 +70,9 @@ class TestLayout:
 
     @given(volume_shapes)
     def test_a_small_volume_is_one_shard(self, shape):
-        if 4 * np.prod(shape) <= 128 * MIB:
-            assert len(Layout.of_shape(shape).shards) == 1
+        layout = Layout.of_shape(shape)
+        if 4 * layout.slab * len(layout.slabs) * shape[1] * shape[2] <= 128 * MIB:
+            assert len(layout.shards) == 1
 
     @given(st.integers(1, 16))
     def test_few_small_slices_are_one_slab(self, slices):
@@ -123,7 +126,7 @@ def layout():
 
 @pytest.fixture
 def group(tmp_path, layout):
-    create_group(tmp_path / "scan", layout, VOLUMES)
+    create_group(tmp_path / "scan", layout, VOLUMES.values())
     return tmp_path / "scan"
 
 
@@ -154,7 +157,7 @@ class TestWriting:
         stop = start + count
         whole = start in {a for a, _ in layout.shards} and stop in {b for _, b in layout.shards}
         group = tmp_path_factory.mktemp("store") / "scan"
-        create_group(group, layout, {"fused": FUSED})
+        create_group(group, layout, (FUSED,))
         rows = np.ones((count, 6, 7), np.float32)
         if whole:
             write_rows(group, "fused", start, rows, layout)
@@ -172,7 +175,7 @@ class TestWriting:
     def test_a_group_is_never_written_over(self, group, layout):
         write_rows(group, "mri", 0, volume(layout), layout)
         with pytest.raises(FileExistsError):
-            create_group(group, layout, VOLUMES)
+            create_group(group, layout, VOLUMES.values())
         assert_array_equal(read_rows(group, "mri", 0, 11), volume(layout))
 
     def test_a_part_is_read_without_the_rest(self, group, layout):
@@ -191,15 +194,16 @@ class TestReadingBack:
         }
         for name, values in arrays.items():
             write_rows(group, name, 0, values, layout)
-        opened = zarr.open_group(group, mode="r+")
         metrics = np.random.default_rng(5).normal(size=(11, 2, 3))
         metrics[4] = np.nan
         metrics[5, 0, 0] = np.inf
         arrays["metrics"] = metrics
-        write_small(opened, "metrics", metrics, ("z", "source", "metric"))
-        write_small(opened, "source", ("mri", "pet"), ("source",))
-        write_small(opened, "metric", np.array(["mse", "psnr", "größe"]), ("metric",))
-        consolidate(group)
+        small = (
+            Small("metrics", metrics, ("z", "source", "metric")),
+            Small("source", ("mri", "pet"), ("source",)),
+            Small("metric", np.array(["mse", "psnr", "größe"]), ("metric",)),
+        )
+        finish_group(group, small, {"made": "by a test"})
         return arrays
 
     def test_zarr_reads_what_was_written(self, group, written):
@@ -242,12 +246,44 @@ class TestReadingBack:
         for name in ("metrics", "source", "metric"):
             assert opened[name].chunks == opened[name].shape
 
+    def test_attributes_are_there(self, group, written):
+        assert dict(zarr.open_group(group, mode="r").attrs) == {"made": "by a test"}
+
+    def test_a_finished_group_is_finished_again(self, group, written):
+        other = np.zeros((11, 2, 3))
+        finish_group(group, [Small("metrics", other, ("z", "source", "metric"))], {"made": "anew"})
+        with xr.open_zarr(group) as scan:
+            assert scan.attrs == {"made": "anew"}
+            assert_array_equal(scan["metrics"].values, other)
+            assert_array_equal(scan["fused"].values, written["fused"])
+            assert list(scan["metric"].values) == ["mse", "psnr", "größe"]
+
+    @pytest.mark.parametrize("files", range(8))
+    def test_finishing_that_was_cut_short_is_done_again(self, group, monkeypatch, files):
+        small = [Small("metric", ["mse", "größe"], ("metric",))]
+        whole, left = Path.write_bytes, iter(range(files))
+
+        def cut_short(path, content):
+            if next(left, None) is None:
+                whole(path, content[: len(content) // 2])
+                raise KeyboardInterrupt
+            return whole(path, content)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "write_bytes", cut_short)
+            finish_group(group, small, {"made": "by a test"})
+        finish_group(group, small, {"made": "by a test"})
+        with xr.open_zarr(group) as scan:
+            assert list(scan["metric"].values) == ["mse", "größe"]
+            assert scan.attrs == {"made": "by a test"}
+        assert not list(group.rglob("*.part"))
+
     def test_one_read_opens_a_consolidated_group(self, group, written):
         metadata = zarr.open_group(group, mode="r").metadata.consolidated_metadata
         assert set(metadata.metadata) == {*written, "source", "metric"}
 
 
 def test_an_empty_small_array_is_written(tmp_path, layout):
-    group = create_group(tmp_path / "scan", layout, {})
-    write_small(group, "metrics", np.zeros((0, 2)), ("z", "metric"))
+    create_group(tmp_path / "scan", layout, ())
+    finish_group(tmp_path / "scan", [Small("metrics", np.zeros((0, 2)), ("z", "metric"))], {})
     assert zarr.open_array(tmp_path / "scan" / "metrics", mode="r").shape == (0, 2)

@@ -7,19 +7,21 @@ in Zarr would say so.
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from fusionflow.errors import StoreError
 from fusionflow.io.nifti_write import Slices
@@ -36,10 +38,20 @@ MOST_SLAB_BYTES = 64 * 2**20
 #: float32 bytes of one shard.
 MOST_SHARD_BYTES = 128 * 2**20
 
-#: What a `zarr.storage.MemoryStore` holds: content by path.
+#: What a `MemoryStore` holds: content by path.
 Files: TypeAlias = MutableMapping[str, Buffer]
 
+_METADATA: Final = "zarr.json"
+
 _writing = threading.Lock()
+
+
+class Small(NamedTuple):
+    """A small array of a group, one chunk; text becomes ``string``."""
+
+    name: str
+    values: npt.ArrayLike
+    dims: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,22 +107,35 @@ class Layout:
         return tuple((start, min(start + length, slices)) for start in range(0, slices, length))
 
 
-def create_group(path: Path, layout: Layout, variables: Mapping[str, Variable]) -> zarr.Group:
+def create_group(path: Path, layout: Layout, variables: Iterable[Variable]) -> None:
     """Make a new group with empty volumes.
 
     Parameters
     ----------
     path : Path
-        Must not exist.
+        Must not exist; the folder above it must.
     layout : Layout
         Shape and chunks of the volumes.
-    variables : mapping of str to Variable
+    variables : iterable of Variable
         Those with dims (z, y, x).
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
     """
-    group = zarr.open_group(path, mode="w-", zarr_format=3)
-    for name, variable in variables.items():
+    path.mkdir()
+    write_files(path, _empty_group(layout, tuple(variables)))
+
+
+@functools.lru_cache(maxsize=16)
+def _empty_group(layout: Layout, variables: tuple[Variable, ...]) -> Files:
+    """Return the files of a group with empty volumes; the scans of a cohort are often alike."""
+    files: Files = {}
+    group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
+    for variable in variables:
         group.create_array(
-            name,
+            variable.name,
             shape=layout.shape,
             chunks=(layout.slab, *layout.shape[1:]),
             shards=(layout.shard, *layout.shape[1:]),
@@ -123,7 +148,7 @@ def create_group(path: Path, layout: Layout, variables: Mapping[str, Variable]) 
             dimension_names=variable.dims,
             attributes={"units": variable.units, "long_name": variable.doc},
         )
-    return group
+    return files
 
 
 def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout: Layout) -> None:
@@ -160,32 +185,67 @@ def open_volume(path: Path, name: str) -> Slices:
     return array
 
 
-def write_small(group: zarr.Group, name: str, values: npt.ArrayLike, dims: tuple[str, ...]) -> None:
-    """Write a small array as one chunk, over one that is there; text becomes ``string``."""
-    values = np.asarray(values)
+def finish_group(path: Path, small: Iterable[Small], attributes: Mapping[str, Any]) -> None:
+    """Add small arrays and attributes to a group, and gather its metadata in one file.
+
+    All of it is made in memory first, for Zarr takes a millisecond or two for every file that it
+    touches. A group that was finished before is finished again.
+
+    Parameters
+    ----------
+    path : Path
+        The group.
+    small : iterable of Small
+        Arrays beside its volumes.
+    attributes : mapping
+        What JSON can hold.
+
+    Raises
+    ------
+    OSError
+        If they cannot be written.
+    """
+    in_memory = default_buffer_prototype().buffer.from_bytes
+    files: Files = {
+        place.relative_to(path).as_posix(): in_memory(place.read_bytes())
+        for place in (path / _METADATA, *path.glob(f"*/{_METADATA}"))
+    }
+    memory = MemoryStore(files)
+    group = zarr.open_group(memory, mode="r+", zarr_format=3, use_consolidated=False)
+    for array in small:
+        _add_small(group, array)
+    group.update_attributes(dict(attributes))  # at once: `attrs.update` writes them one by one
+    with warnings.catch_warnings():
+        # It is an extension that zarr-python and xarray both read; others ignore it.
+        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
+        zarr.consolidate_metadata(memory, zarr_format=3)  # a group opens with one read then
+    write_files(path, files)
+
+
+def _add_small(group: zarr.Group, small: Small) -> None:
+    """Write a small array as one chunk, over one that is there."""
+    values = np.asarray(small.values)
     text = values.dtype.kind in "UTO"
     array = group.create_array(
-        name,
+        small.name,
         shape=values.shape,
         chunks=tuple(max(1, length) for length in values.shape),
         dtype="string" if text else values.dtype,
         overwrite=True,
-        dimension_names=dims,
+        dimension_names=small.dims,
+        config={"write_empty_chunks": True},  # one of zeros goes over one that is there, too
     )
     array[...] = values.astype(object) if text else values
 
 
 def write_files(folder: Path, files: Files) -> None:
-    """Write what a `zarr.storage.MemoryStore` was given to keep its files in; fails as files do."""
+    """Write what a `MemoryStore` was given to keep its files in; fails as files do.
+
+    Each is whole once it has its name, so that work that was cut short can be done again.
+    """
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.to_bytes())
-
-
-def consolidate(path: Path) -> None:
-    """Gather the metadata of a finished group in one file, so that it opens with one read."""
-    with warnings.catch_warnings():
-        # It is an extension that zarr-python and xarray both read; others ignore it.
-        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-        zarr.consolidate_metadata(path, zarr_format=3)
+        part = path.with_name(f"{path.name}.part")
+        part.write_bytes(content.to_bytes())
+        part.replace(path)

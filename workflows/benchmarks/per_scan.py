@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from distributed import Scheduler, SchedulerPlugin
 from measure import Cell, Result, in_turn, options, seconds, shown, spread
 from volumes import AS_IN_HEADER, one_thread_a_process, tiny_cohort
@@ -95,18 +94,19 @@ def files_of(source: Path, folder: Path, label: str) -> list[float]:
     times.append(time.perf_counter())
     layout, group = store.Layout.of_shape(mri.shape), folder / "group"
     volumes = (schema.MRI, schema.PET, schema.MASK, schema.FUSED)
-    store.create_group(group, layout, {item.name: item for item in volumes})
+    store.create_group(group, layout, volumes)
     for name, rows in (("mri", mri), ("pet", pet), ("mask", mask), ("fused", mri)):
         store.write_rows(group, name, 0, rows, layout)
-    opened = zarr.open_group(group, mode="r+", zarr_format=3)
     figures = np.zeros((len(mri), 2, len(PAIR_METRICS)))
-    store.write_small(opened, "metrics", figures, schema.METRICS.dims)
-    figures = np.zeros((len(mri), len(IMAGE_METRICS)))
-    store.write_small(opened, "image_metrics", figures, schema.IMAGE_METRICS.dims)
-    store.write_small(opened, "source", schema.SOURCES, ("source",))
+    of_images = np.zeros((len(mri), len(IMAGE_METRICS)))
+    small = [
+        store.Small("metrics", figures, schema.METRICS.dims),
+        store.Small("image_metrics", of_images, schema.IMAGE_METRICS.dims),
+        store.Small("source", schema.SOURCES, ("source",)),
+    ]
     for name, metrics in (("metric", PAIR_METRICS), ("image_metric", IMAGE_METRICS)):
-        store.write_small(opened, name, [item.name for item in metrics], (name,))
-    store.consolidate(group)
+        small.append(store.Small(name, [item.name for item in metrics], (name,)))
+    store.finish_group(group, small, {"label": label})
     times.append(time.perf_counter())
     written = {item.name: store.open_volume(group, item.name) for item in volumes}
     write_scan_files(folder, label, written, layout.slab, image.orientation, {"of": label}, label)
