@@ -13,8 +13,7 @@ FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _MARGIN = 6
 _TEXT = 14
-_INK = 235
-_PAPER = 0
+_INK = "#ebebeb"
 
 
 def shown(
@@ -60,7 +59,7 @@ def mosaic(
     slices: Sequence[int],
     title: str,
     voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
-) -> Image.Image:
+) -> npt.NDArray[np.uint8]:
     """Return a row of axial slices for each volume.
 
     Parameters
@@ -74,32 +73,51 @@ def mosaic(
         Text above the rows.
     voxel_size : tuple of float
         Along (z, y, x), mm.
+
+    Returns
+    -------
+    ndarray, (y, x, 3) uint8
+        Red, green, blue.
     """
     font = ImageFont.load_default(size=_TEXT)
     rows = {
         name: [shown(volume[z], voxel_size[1:]) for z in slices] for name, volume in volumes.items()
     }
-    width, height = next(iter(rows.values()))[0].size
-    label_width = max(int(font.getlength(name)) for name in rows) + 2 * _MARGIN
+    first = next(iter(rows.values()))[0]
+    width, height = first.size
+    if width > 4 * _TEXT:
+        draw = ImageDraw.Draw(first)
+        draw.text((3, height // 2), "L", fill=_INK, font=font, anchor="lm")
+        draw.text((width - 3, height // 2), "R", fill=_INK, font=font, anchor="rm")
+    left = max(int(font.getlength(name)) for name in rows) + 2 * _MARGIN
     top = 2 * (_TEXT + _MARGIN) + _MARGIN
     column_width = max(width, int(font.getlength("slice 0000"))) + _MARGIN
-    size = (
-        max(label_width + len(slices) * column_width, int(font.getlength(title)) + 2 * _MARGIN),
-        top + len(rows) * (height + _MARGIN),
-    )
-    canvas = Image.new("RGB", size, (_PAPER,) * 3)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((_MARGIN, _MARGIN), title, fill=(_INK,) * 3, font=font)
+    row_height = height + _MARGIN
+    columns = max(left + len(slices) * column_width, int(font.getlength(title)) + 2 * _MARGIN)
+    # Text is drawn on small pictures, and only they and the tiles are copied: a worker gives
+    # memory back to the system at once, and takes long to get it again.
+    head, side = Image.new("L", (columns, top)), Image.new("L", (left, len(rows) * row_height))
+    draw = ImageDraw.Draw(head)
+    draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
     for column, z in enumerate(slices):
-        left = label_width + column * column_width
-        draw.text((left, _MARGIN * 2 + _TEXT), f"slice {z}", fill=(_INK,) * 3, font=font)
-        for row, pictures in enumerate(rows.values()):
-            canvas.paste(pictures[column], (left, top + row * (height + _MARGIN)))
+        at = (left + column * column_width, _MARGIN * 2 + _TEXT)
+        draw.text(at, f"slice {z}", fill=_INK, font=font)
+    draw = ImageDraw.Draw(side)
     for row, name in enumerate(rows):
-        middle = top + row * (height + _MARGIN) + height // 2
-        draw.text((_MARGIN, middle), name, fill=(_INK,) * 3, font=font, anchor="lm")
-    if width > 4 * _TEXT:
-        middle = top + height // 2
-        draw.text((label_width + 3, middle), "L", fill=(_INK,) * 3, font=font, anchor="lm")
-        draw.text((label_width + width - 3, middle), "R", fill=(_INK,) * 3, font=font, anchor="rm")
+        at = (_MARGIN, row * row_height + height // 2)
+        draw.text(at, name, fill=_INK, font=font, anchor="lm")
+    canvas = np.zeros((top + len(rows) * row_height, columns, 3), np.uint8)
+    _paste(head, canvas[:top])
+    _paste(side, canvas[top:, :left])
+    for row, tiles in enumerate(rows.values()):
+        for column, tile in enumerate(tiles):
+            y, x = top + row * row_height, left + column * column_width
+            _paste(tile, canvas[y : y + height, x : x + width])
     return canvas
+
+
+def _paste(picture: Image.Image, place: npt.NDArray[np.uint8]) -> None:
+    """Write a picture, grey or in colour, to a place of its size, (y, x, 3)."""
+    levels = np.asarray(picture)
+    for channel in range(3):  # several times as fast as all of them at once
+        place[..., channel] = levels if levels.ndim == 2 else levels[..., channel]

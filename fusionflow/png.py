@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,8 @@ _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _RGB: Final = (8, 2, 0, 0, 0)
 #: Filter of a row: what it has beyond the row above.
 _UP: Final = 2
+#: Rows that are packed at once.
+_ROWS: Final = 64
 
 
 def png_bytes(picture: npt.NDArray[np.uint8]) -> bytes:
@@ -29,16 +32,27 @@ def png_bytes(picture: npt.NDArray[np.uint8]) -> bytes:
     """
     rows, columns, _ = picture.shape
     flat = picture.reshape(rows, -1)
-    filtered = np.empty((rows, 1 + flat.shape[1]), np.uint8)
+    filtered = np.empty((min(rows, _ROWS), 1 + flat.shape[1]), np.uint8)
     filtered[:, 0] = _UP
-    filtered[0, 1:] = flat[0]
-    np.subtract(flat[1:], flat[:-1], out=filtered[1:, 1:])
+    packer, parts = isal_zlib.compressobj(1), []
+    for start in range(0, rows, _ROWS):
+        strip = flat[start : start + _ROWS]
+        first, others = filtered[0, 1:], filtered[1 : len(strip), 1:]
+        np.subtract(strip[0], flat[start - 1] if start else 0, out=first)
+        np.subtract(strip[1:], strip[:-1], out=others)
+        parts.append(packer.compress(filtered[: len(strip)]))
     header = struct.pack(">IIBBBBB", columns, rows, *_RGB)
-    packed = isal_zlib.compress(filtered, 1)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", packed) + _chunk(b"IEND", b"")
+    content = (*parts, packer.flush())
+    return b"".join(
+        (_SIGNATURE, *_chunk(b"IHDR", (header,)), *_chunk(b"IDAT", content), *_chunk(b"IEND", ()))
+    )
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    """Return a part of a file: its length, what it is, that, and a checksum."""
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
+def _chunk(kind: bytes, content: Sequence[bytes]) -> Iterator[bytes]:
+    """Give a part of a file: its length, what it is, that, and a checksum."""
+    yield struct.pack(">I", sum(map(len, content)))
+    checksum = 0
+    for piece in (kind, *content):
+        checksum = zlib.crc32(piece, checksum)
+        yield piece
+    yield struct.pack(">I", checksum)

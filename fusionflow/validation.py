@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from fusionflow.fusion_net import FusionNet
 from fusionflow.io.files import write_bytes
 from fusionflow.objective import objective
 from fusionflow.pictures import mosaic
+from fusionflow.png import png_bytes
 from fusionflow.train_config import TrainConfig
 from fusionflow.train_data import Batch, SlicePair
 
@@ -115,6 +115,4 @@ def draw_picture(
         rows[f"balance {balance:g}"] = [images[index] for images in along]
     volumes = {title: np.stack(images)[:, ::-1] for title, images in rows.items()}
     picture = mosaic(volumes, range(len(chosen)), ", ".join(pair.name for pair in chosen))
-    stream = BytesIO()
-    picture.save(stream, "PNG")
-    write_bytes(path, stream.getvalue())
+    write_bytes(path, png_bytes(picture))

@@ -21,6 +21,7 @@ from fusionflow.io.files import write_bytes
 from fusionflow.overlay import Overlay, pet_on_mri
 from fusionflow.pictures import Planes, mosaic, slices_to_show
 from fusionflow.placement import current_client
+from fusionflow.png import png_bytes
 from fusionflow.report.page import data_uri, render
 from fusionflow.untrusted import printable
 
@@ -153,9 +154,7 @@ class View:
             heading: volumes[name] for name, heading in _TITLES.items() if name in volumes
         }
         rows["PET on MRI"] = Overlay(volumes["mri"], volumes["pet"], slab=1)
-        stream = io.BytesIO()
-        mosaic(rows, slices, self.title, voxel_size(self.scan)).save(stream, "png")
-        return stream.getvalue()
+        return png_bytes(mosaic(rows, slices, self.title, voxel_size(self.scan)))
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write a page (``.html``) or a picture (``.png``), and return where.

@@ -116,15 +116,15 @@ class TestMosaic:
         return [(y - 10, x - columns // 2 + 15) for y, x in hits], (rows, columns)
 
     def test_is_a_row_a_volume_and_a_column_a_slice(self, volumes):
-        canvas = mosaic(volumes, self.SLICES, "sub-01", (3.0, 1.0, 1.0)).convert("L")
+        canvas = mosaic(volumes, self.SLICES, "sub-01", (3.0, 1.0, 1.0))[..., 0]
         places = []
         for name in self.ROWS:
             for z in self.SLICES:
                 found, (rows, columns) = self.place(canvas, shown(volumes[name][z]))
                 assert len(found) == 1, (name, z)
                 places.append(found[0])
-                assert found[0][0] + rows <= canvas.height
-                assert found[0][1] + columns <= canvas.width
+                assert found[0][0] + rows <= len(canvas)
+                assert found[0][1] + columns <= canvas.shape[1]
         grid = np.array(places).reshape(3, 3, 2)
         assert (np.diff(grid[..., 0], axis=1) == 0).all()
         assert (np.diff(grid[..., 1], axis=0) == 0).all()
@@ -132,7 +132,7 @@ class TestMosaic:
         assert (np.diff(grid[..., 1], axis=1) >= columns).all()
 
     def test_left_and_right_are_marked_on_the_first_slice(self, volumes):
-        canvas = np.asarray(mosaic(volumes, self.SLICES, "sub-01").convert("L"))
+        canvas = mosaic(volumes, self.SLICES, "sub-01")[..., 0]
         tile = shown(volumes["mri"][2])
         ((top, left),), (rows, columns) = self.place(canvas, tile)
         changed = canvas[top : top + rows, left : left + columns] != np.asarray(tile)
@@ -145,23 +145,32 @@ class TestMosaic:
         ((_, next_left),), _ = self.place(canvas, other)
         assert_array_equal(second[:, next_left - left - columns :][:, :columns], np.asarray(other))
 
+    def test_colours_are_kept_beside_grey(self, volumes):
+        volumes["colours"] = np.random.default_rng(1).integers(0, 256, (9, 12, 10, 3), np.uint8)
+        for rows in (volumes, {name: volumes[name] for name in reversed(volumes)}):
+            canvas = mosaic(rows, self.SLICES, "")
+            colours = np.asarray(shown(volumes["colours"][7]))
+            for channel in range(3):
+                found, _ = self.place(canvas[..., channel], colours[..., channel])
+                assert len(found) == 1
+            letters = mosaic({"": rows[next(iter(rows))]}, self.SLICES[:1], "")[:, :20]
+            assert (letters == 235).all(axis=2).any()
+
     def test_is_the_same_each_time(self, volumes):
         one, two = (mosaic(volumes, self.SLICES, "sub-01 dwt-vgg19") for _ in range(2))
         assert one.tobytes() == two.tobytes()
 
     def test_the_title_and_the_names_are_written(self, volumes):
-        titled, untitled = (
-            np.asarray(mosaic(volumes, self.SLICES, title)) for title in ("sub-01", "")
-        )
+        titled, untitled = (mosaic(volumes, self.SLICES, title) for title in ("sub-01", ""))
         changed = np.argwhere(titled != untitled)
         assert len(changed) > 0
         assert changed[:, 0].max() < 30
         renamed = {name.replace("fused", "fusen"): volume for name, volume in volumes.items()}
-        assert not np.array_equal(np.asarray(mosaic(renamed, self.SLICES, "")), untitled)
+        assert not np.array_equal(mosaic(renamed, self.SLICES, ""), untitled)
 
     def test_voxels_that_are_not_cubes_keep_their_proportions(self, volumes):
         wide = mosaic(volumes, self.SLICES, "", (1.0, 1.0, 2.0))
         cube = mosaic(volumes, self.SLICES, "", (1.0, 1.0, 1.0))
         tile = shown(volumes["mri"][2]).width
-        assert wide.height == cube.height
-        assert wide.width - cube.width == pytest.approx(3 * tile, abs=3)
+        assert len(wide) == len(cube)
+        assert wide.shape[1] - cube.shape[1] == pytest.approx(3 * tile, abs=3)

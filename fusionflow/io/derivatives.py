@@ -186,7 +186,7 @@ def write_scan_files(
     mri, pet, fused = (planes(volumes[name], places, slab) for name in (*schema.SOURCES, "fused"))
     colours_of = {z: pet_on_mri(mri[z], pet[z]) for z in places}
     rows = {"MRI": mri, "PET": pet, "fused": fused, "PET on MRI": colours_of}
-    picture.write_bytes(png_bytes(np.asarray(mosaic(rows, places, title, (z, y, x)))))
+    picture.write_bytes(png_bytes(mosaic(rows, places, title, (z, y, x))))
     if registration is None:
         return names[:-1]
     outlines.write_bytes(registration)
