@@ -35,6 +35,7 @@ from fusionflow.io.derivatives import (
 )
 from fusionflow.io.files import discard, flush, flush_tree, relative_to, utc_now
 from fusionflow.ledger import publish
+from fusionflow.malloc import kept_memory
 from fusionflow.metrics import IMAGE_METRICS, PAIR_METRICS, SliceMetrics
 from fusionflow.plugins import installed_versions
 from fusionflow.records import OutputFile, Published
@@ -55,6 +56,7 @@ class WrittenShard(NamedTuple):
     halved: int | None = None
 
 
+@kept_memory()
 def write_shard(job: Job, start: int, slabs: Sequence[FusedSlab]) -> WrittenShard:
     """Write the slabs of one shard, in their order, beginning with slice `start`."""
     rows = np.concatenate([slab.fused for slab in slabs])
@@ -80,11 +82,13 @@ def _total(parts: Iterable[Seconds]) -> Seconds:
     return Seconds(*(sum(stage) for stage in zip(*parts, strict=True)))
 
 
+@kept_memory()
 def commit_slabs(job: Job, staged: Staged, slabs: Sequence[FusedSlab]) -> Published:
     """Write the only shard of a scan and finish it."""
     return commit(job, staged, [write_shard(job, 0, slabs)])
 
 
+@kept_memory()
 def commit(job: Job, staged: Staged, shards: Sequence[WrittenShard]) -> Published:
     """Finish a scan's group and files in its staging folder.
 

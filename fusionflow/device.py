@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
-import os
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -25,15 +22,6 @@ logger = logging.getLogger(__name__)
 #: back to the system, which clears them page by page each time. A GPU has enough to do only with
 #: more, and room for it.
 _MOST_PIXELS: Final = {"cpu": 1 << 15, "cuda": 1 << 21}
-#: What tells glibc how much it may keep, and what Dask's nanny sets that to.
-_TRIM: Final = "MALLOC_TRIM_THRESHOLD_"
-_MMAP: Final = "MALLOC_MMAP_THRESHOLD_"
-_OF_THE_NANNY: Final = "65536"
-_KEPT_BYTES: Final = 1 << 26
-_USUAL_MMAP: Final = 1 << 17
-#: Of glibc's malloc.h.
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
 #: How those say that there is no memory who raise no `torch.OutOfMemoryError`: torch's allocator on
 #: a processor, that of Winograd's convolutions, CUDA's libraries, CUDA itself, and oneDNN, which
 #: finds no room for its code.
@@ -69,53 +57,6 @@ def arithmetic(device: str, precision: str) -> Iterator[None]:
             )
             stack.enter_context(flags)
         yield
-
-
-class _Keeping:
-    """How many tasks of this process want memory to be kept."""
-
-    lock = threading.Lock()
-    tasks = 0
-
-
-@contextlib.contextmanager
-def kept_memory() -> Iterator[None]:
-    """Let the C library keep what a layer gave back for the next, and then give all of it back.
-
-    Dask's nanny lets glibc keep no more than 64 kB, and the system clears every page of features
-    again and again: networks take twice as long. Without a nanny glibc finds its limits itself, and
-    who set another limit meant it: nothing is done then, nor where there is no glibc.
-    """
-    library = _library()
-    if library is None:
-        yield
-        return
-    with _Keeping.lock:
-        _Keeping.tasks += 1
-        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
-    try:
-        yield
-    finally:
-        with _Keeping.lock:
-            _Keeping.tasks -= 1
-            if not _Keeping.tasks:
-                library.mallopt(_M_TRIM_THRESHOLD, int(_OF_THE_NANNY))
-                library.mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP)
-                library.malloc_trim(0)
-
-
-def _library() -> Any:  # noqa: ANN401
-    """Return the C library of a process that a nanny set up, if it can be told what to keep."""
-    if os.environ.get(_TRIM) != _OF_THE_NANNY or _MMAP in os.environ:
-        return None
-    if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
-        return None
-    try:
-        library = ctypes.CDLL(None)
-    except (OSError, TypeError):
-        return None
-    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def described(device: str, precision: str) -> str:

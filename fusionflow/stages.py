@@ -17,8 +17,9 @@ import torch
 
 from fusionflow.config import Method
 from fusionflow.cpu_layers import threads_lock
-from fusionflow.device import Batch, described, kept_memory
+from fusionflow.device import Batch, described
 from fusionflow.fusion import fuse_subbands, load_network
+from fusionflow.malloc import kept_memory
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
 from fusionflow.plugins import Plugin, require
@@ -93,6 +94,7 @@ class FusedSlab(NamedTuple):
     halved: int | None = None
 
 
+@kept_memory()
 def decompose_slab(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> BandsOfBoth:
     """Return the DWT of a slab of both sources."""
     start = time.perf_counter()
@@ -110,6 +112,7 @@ def device_of(recipe: Recipe) -> str:
     return "cuda" if recipe.needs_gpu and torch.cuda.is_available() else "cpu"
 
 
+@kept_memory()
 def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
     """Merge the bands of a slab.
 
@@ -130,8 +133,7 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
         load_network(method, weights, device)  # once a process, and not fusion time
     batch = Batch(method, device)
     told = device if weights is None else described(device, method.precision)
-    keeping = contextlib.nullcontext() if weights is None or device != "cpu" else kept_memory()
-    with torch_threads(method.threads), keeping:
+    with torch_threads(method.threads):
         start = time.perf_counter()
         fused = fuse_subbands(bands.mri, bands.pet, method, weights, batch)
         seconds = bands.seconds._replace(fuse=time.perf_counter() - start)
@@ -169,6 +171,7 @@ def torch_threads(threads: int) -> Iterator[None]:
                 torch.set_num_threads(state.before)
 
 
+@kept_memory()
 def reconstruct_slab(
     fused: FusedBands,
     mri: FloatArray,

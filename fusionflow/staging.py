@@ -25,6 +25,7 @@ from fusionflow.io.files import discard, file_sha256, fingerprint, relative_to
 from fusionflow.io.nifti import Orientation
 from fusionflow.io.scans import Scan
 from fusionflow.ledger import OutputPaths
+from fusionflow.malloc import kept_memory
 from fusionflow.plugins import require
 from fusionflow.records import Attempt, InputFile
 from fusionflow.registration_picture import picture_of
@@ -120,6 +121,7 @@ class Staged:
     registration: bytes | None = None
 
 
+@kept_memory()
 def stage_scan(job: Job) -> Staged:
     """Conform a scan and write its volumes into the group in the making.
 
@@ -263,12 +265,14 @@ def _says_where(job: Job) -> Iterator[None]:
         ) from error
 
 
+@kept_memory()
 def decompose_staged(job: Job, staged: Staged, start: int, stop: int) -> BandsOfBoth:
     """Read a slab of both sources and return its DWT; `staged` says that it is there."""
     mri, pet = (store.read_rows(job.group, name, start, stop) for name in schema.SOURCES)
     return decompose_slab(mri, pet, job.recipe)
 
 
+@kept_memory()
 def reconstruct_staged(job: Job, fused: FusedBands, start: int, stop: int) -> FusedSlab:
     """Return a fused slab and its metrics against what was staged."""
     mri, pet, mask = (

@@ -5,9 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import weakref
-from contextlib import nullcontext
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -20,7 +17,7 @@ from strategies import random_stack
 from fusionflow import commit, device, stages, staging
 from fusionflow.backbones import resolve_weights
 from fusionflow.config import METHODS, Method
-from fusionflow.device import Batch, arithmetic, kept_memory
+from fusionflow.device import Batch, arithmetic
 from fusionflow.errors import DeviceMemoryError, FusionflowError
 from fusionflow.fusion import find_weights, fuse_subbands
 from fusionflow.io.inputs import discover
@@ -152,76 +149,6 @@ class TestBatch:
         Batch(ZERO_SHOT).each(5, (8, 8), forward)
         assert len(made) > 5
         assert alive == []
-
-
-class TestKeptMemory:
-    """What glibc is told; `workflows/benchmarks/README.md` says what that brings."""
-
-    lifted: ClassVar = [(-1, 1 << 26), (-3, 1 << 25)]
-    put_back: ClassVar = [(-1, 65536), (-3, 1 << 17), "trim"]
-
-    @pytest.fixture
-    def told(self, monkeypatch):
-        """What the C library of a process below a nanny is told."""
-        for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
-        said = []
-        library = SimpleNamespace(
-            mallopt=lambda what, value: said.append((what, value)),
-            malloc_trim=lambda pad: said.append("trim"),
-        )
-        monkeypatch.setattr(device.ctypes, "CDLL", lambda name: library)
-        return said
-
-    def test_it_is_kept_for_as_long_as_a_task_goes_on(self, told):
-        with kept_memory():
-            assert told == self.lifted
-        assert told == self.lifted + self.put_back
-
-    def test_the_last_of_several_tasks_gives_it_back(self, told):
-        with kept_memory():
-            with kept_memory():
-                pass
-            assert told == self.lifted * 2
-        assert told == self.lifted * 2 + self.put_back
-
-    def test_it_is_given_back_after_a_failure(self, told):
-        with pytest.raises(ValueError, match="x"), kept_memory():
-            raise ValueError("x")
-        assert told == self.lifted + self.put_back
-
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("MALLOC_TRIM_THRESHOLD_", "65537"),
-            ("MALLOC_TRIM_THRESHOLD_", None),
-            ("MALLOC_MMAP_THRESHOLD_", "131072"),
-            ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1"),
-        ],
-    )
-    def test_who_set_another_value_meant_it(self, told, monkeypatch, name, value):
-        if value is None:
-            monkeypatch.delenv(name)
-        else:
-            monkeypatch.setenv(name, value)
-        with kept_memory():
-            pass
-        assert told == []
-
-    def test_another_c_library_is_left_alone(self, told, monkeypatch):
-        monkeypatch.setattr(device.ctypes, "CDLL", lambda name: SimpleNamespace())
-        with kept_memory():
-            pass
-
-    def test_a_slab_is_fused_with_it(self, phantom_bids, tmp_path, monkeypatch):
-        job = job_of(discover(phantom_bids).scans[0], phantom_bids, tmp_path)
-        staged = staging.stage_scan(job)
-        bands = staging.decompose_staged(job, staged, *job.layout.slabs[0])
-        inside = []
-        monkeypatch.setattr(stages, "kept_memory", lambda: nullcontext(inside.append(True)))
-        stages.fuse_slab(bands, job.recipe)
-        assert inside
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Headers are parsed from their bytes and built for writing; no file is opened her
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Orientation:
     sform_code: int = _ALIGNED
     qform: Affine | None = None
 
-    @property
+    @functools.cached_property
     def to_ras(self) -> npt.NDArray[np.float64]:
         """Permutation and flips from file axes to RAS+ axes, (3, 2), as nibabel writes them."""
         return np.asarray(io_orientation(self.affine))
