@@ -15,7 +15,9 @@ __all__ = ["kept_memory"]
 _TRIM: Final = "MALLOC_TRIM_THRESHOLD_"
 _MMAP: Final = "MALLOC_MMAP_THRESHOLD_"
 _OF_THE_NANNY: Final = "65536"
-_KEPT_BYTES: Final = 1 << 26
+#: Arrays of up to half of it are kept: features of a pass are of 8 MiB, slices of 512 x 512 of 2.
+#: The parts in which a large scan is resampled are above it, for its worker has no room to keep.
+_KEPT_BYTES: Final = 24 << 20
 _USUAL_MMAP: Final = 1 << 17
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD: Final = -1
@@ -36,7 +38,7 @@ def kept_memory() -> Iterator[None]:
     Dask's nanny lets glibc keep no more than 64 kB, and the system clears every page of the next
     array again: networks take twice as long, metrics up to three times. Without a nanny glibc finds
     its limits itself, and who set another limit meant it: nothing is done then, nor where there is
-    no glibc. Arrays of more than 32 MiB are given back at once as ever.
+    no glibc. Arrays of more than 12 MiB are given back at once as ever.
     """
     library = _library()
     if library is None:

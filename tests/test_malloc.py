@@ -15,7 +15,7 @@ from fusionflow.malloc import kept_memory
 
 
 class TestKeptMemory:
-    lifted: ClassVar = [(-1, 1 << 26), (-3, 1 << 25)]
+    lifted: ClassVar = [(-1, 24 << 20), (-3, 12 << 20)]
     put_back: ClassVar = [(-1, 65536), (-3, 1 << 17), "trim"]
 
     @pytest.fixture
