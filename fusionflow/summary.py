@@ -246,13 +246,14 @@ def _statistic(statistic: Statistic, values: FloatArray) -> float:
 
 def cohort_table(summary: xr.DataTree) -> pd.DataFrame:
     """Return the cohort figures: a row for each metric and source, a column a statistic."""
-    cohort = summary.to_dataset()
+    cohort, names = summary.to_dataset(), [statistic.name for statistic in STATISTICS]
     rows = []
     for metric in (*PAIR_METRICS, *SCAN_METRICS):
         array = cohort[metric.name]
-        for source in SOURCES if "source" in array.dims else ("",):
-            column = array.sel(source=source) if source else array
-            figures = {item.name: float(column.sel(statistic=item.name)) for item in STATISTICS}
+        sources = SOURCES if "source" in array.dims else ("",)
+        columns = array.values.reshape(len(STATISTICS), len(sources)).T
+        for source, values in zip(sources, columns.tolist(), strict=True):
+            figures = dict(zip(names, values, strict=True))
             figures["n"] = int(figures["n"])
             rows.append({"metric": metric.name, "source": source, "units": metric.units, **figures})
     return pd.DataFrame(rows)
@@ -268,8 +269,8 @@ def scan_table(summary: xr.DataTree) -> pd.DataFrame:
         "method": scans["method"].values,
     }
     for metric in PAIR_METRICS:
-        for source in SOURCES:
-            columns[f"{metric.name}_{source}"] = scans[metric.name].sel(source=source).values
+        for source, values in zip(SOURCES, scans[metric.name].values.T, strict=True):
+            columns[f"{metric.name}_{source}"] = values
     for metric in SCAN_METRICS:
         columns[metric.name] = scans[metric.name].values
     return pd.DataFrame(columns)

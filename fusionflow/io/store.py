@@ -243,9 +243,10 @@ def write_files(folder: Path, files: Files) -> None:
 
     Each is whole once it has its name, so that work that was cut short can be done again.
     """
+    for parent in {(folder / name).parent for name in files}:
+        parent.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         part.write_bytes(content.to_bytes())
         part.replace(path)
