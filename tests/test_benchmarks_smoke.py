@@ -19,6 +19,7 @@ FIGURES = {
     "scaling": ("speed-up of ff.run", "ceiling", "speed-up / ceiling"),
     "per_scan": ("ms a scan", "reading and writing alone", "Dask tasks a scan", "open_cohort"),
     "memory": ("client: kB a scan", "scheduler: kB a scan", "worker: volumes kept"),
+    "many_workers": ("scheduler: ms a scan", "client: scans a second at most"),
     "peers": ("dwt-vgg19: seconds a pair", "dwt-max: times dwt-max"),
 }
 pytestmark = pytest.mark.bench

@@ -11,19 +11,15 @@ volumes: were anything kept that grows with voxels, the slope would.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from measure import HERE, ROOT, Result, options, resident, shown, trim
+from measure import Result, options, resident, shown, trim
+from processes import dask_process, scheduler
 from volumes import AS_IN_HEADER, one_thread_a_process, tiny_cohort
 
 import fusionflow as ff
@@ -39,36 +35,10 @@ Samples = dict[int, dict[str, float]]
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[str]:
     """Start a scheduler and one worker, each a process of its own; yield the address."""
-    file = folder / "scheduler.json"
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}"}
-    # As a local cluster of a run has it: Dask keeps a profile of every cycle, 230 kB each here.
-    environment["DASK_DISTRIBUTED__WORKER__PROFILE__CYCLE"] = "60s"
-    local = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
-    commands = (
-        ["dask_scheduler", "--port", "0", *local],
-        ["dask_worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder), *local],
-    )
-    started = []
-    try:
-        for command in commands:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", f"distributed.cli.{command[0]}", *command[1:]],
-                    env=environment,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-            )
-            while not file.exists():
-                if started[0].poll() is not None:
-                    raise RuntimeError("the scheduler did not start")
-                time.sleep(0.05)
-        yield json.loads(file.read_text())["address"]
-    finally:
-        # Nothing of theirs is wanted any more, and a worker that is asked to end sometimes hangs.
-        for process in started:
-            process.kill()
-            process.wait()
+    with scheduler(folder) as (_, address):
+        own = ("--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
+        with dask_process("dask_worker", *own, "--host", "127.0.0.1", address):
+            yield address
 
 
 def sampled(folder: Path, scans: int, side: int, marks: tuple[int, ...]) -> Samples:
