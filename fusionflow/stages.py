@@ -19,7 +19,7 @@ from fusionflow.config import Method
 from fusionflow.cpu_layers import threads_lock
 from fusionflow.device import Batch, described
 from fusionflow.fusion import fuse_subbands, load_network
-from fusionflow.malloc import kept_memory
+from fusionflow.malloc import apart, kept_memory
 from fusionflow.metrics import SliceMetrics, slice_metrics
 from fusionflow.placement import require_gpu
 from fusionflow.plugins import Plugin, require
@@ -100,7 +100,11 @@ def decompose_slab(mri: FloatArray, pet: FloatArray, recipe: Recipe) -> BandsOfB
     start = time.perf_counter()
     transform = recipe.method.transform
     of_mri, of_pet = decompose(mri, transform), decompose(pet, transform)
-    return BandsOfBoth(of_mri, of_pet, Seconds(time.perf_counter() - start))
+    return BandsOfBoth(_apart(of_mri), _apart(of_pet), Seconds(time.perf_counter() - start))
+
+
+def _apart(bands: Subbands) -> Subbands:
+    return bands.with_bands(apart(band) for _, _, band in bands.bands())
 
 
 def device_of(recipe: Recipe) -> str:
@@ -137,7 +141,7 @@ def fuse_slab(bands: BandsOfBoth, recipe: Recipe) -> FusedBands:
         start = time.perf_counter()
         fused = fuse_subbands(bands.mri, bands.pet, method, weights, batch)
         seconds = bands.seconds._replace(fuse=time.perf_counter() - start)
-    return FusedBands(fused, seconds, told, batch.halved)
+    return FusedBands(_apart(fused), seconds, told, batch.halved)
 
 
 class _TorchThreads:
@@ -184,4 +188,4 @@ def reconstruct_slab(
     image = reconstruct(fused.bands, recipe.method.transform)
     seconds = fused.seconds._replace(reconstruct=time.perf_counter() - start)
     metrics = slice_metrics(mri, pet, image, mask, region=recipe.region)
-    return FusedSlab(image, metrics, seconds, fused.device, fused.halved)
+    return FusedSlab(apart(image), metrics, seconds, fused.device, fused.halved)

@@ -236,10 +236,10 @@ def _group_aside(job: Job) -> Iterator[Keep]:
             for start, stop in job.layout.shards:
                 store.write_rows(aside, name, start, volume[start:stop], job.layout)
 
-    with _says_where(job):
-        # In a folder that is gone if its run is: what is left of that ends here.
-        store.create_group(aside, job.layout, variables)
     try:
+        with _says_where(job):
+            # In a folder that is gone if its run is: what is left of that ends here.
+            store.create_group(aside, job.layout, variables)
         yield keep
     except BaseException:
         discard(aside)

@@ -138,7 +138,7 @@ class TestMosaic:
         changed = canvas[top : top + rows, left : left + columns] != np.asarray(tile)
         where = np.flatnonzero(changed.any(axis=0))
         assert where.min() < 10
-        assert where.max() > columns - 10
+        assert columns - 10 < where.max() < columns - 1  # whole letters
         assert not changed[:, 20:-20].any()
         second = canvas[top : top + rows, left + columns :]
         other = shown(volumes["mri"][5])
@@ -165,6 +165,15 @@ class TestMosaic:
         changed = np.argwhere(titled != untitled)
         assert len(changed) > 0
         assert changed[:, 0].max() < 30
+        wide = mosaic(volumes, self.SLICES, "W" * 200)
+        assert wide[:30, -100:].any()
+        for name in self.ROWS:
+            named = mosaic({name: volumes["mri"], "unlike others": volumes["pet"]}, [2], "")
+            other = mosaic({"": volumes["mri"], "unlike others": volumes["pet"]}, [2], "")
+            assert named.shape == other.shape
+            changed = np.argwhere((named != other).any(axis=2))
+            assert len(changed) > 0
+            assert changed[:, 1].max() < 110
         renamed = {name.replace("fused", "fusen"): volume for name, volume in volumes.items()}
         assert not np.array_equal(mosaic(renamed, self.SLICES, ""), untitled)
 

@@ -88,7 +88,9 @@ class Orientation:
     @functools.cached_property
     def to_ras(self) -> npt.NDArray[np.float64]:
         """Permutation and flips from file axes to RAS+ axes, (3, 2), as nibabel writes them."""
-        return np.asarray(io_orientation(self.affine))
+        found = np.asarray(io_orientation(self.affine))
+        found.setflags(write=False)
+        return found
 
     @property
     def ras_shape(self) -> tuple[int, int, int]:

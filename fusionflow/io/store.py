@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import uuid
 import warnings
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -205,6 +206,8 @@ def finish_group(path: Path, small: Iterable[Small], attributes: Mapping[str, An
     OSError
         If they cannot be written.
     """
+    for part in path.rglob("*.part"):  # of a first run that was cut short
+        part.unlink(missing_ok=True)
     in_memory = default_buffer_prototype().buffer.from_bytes
     files: Files = {
         place.relative_to(path).as_posix(): in_memory(place.read_bytes())
@@ -241,12 +244,13 @@ def _add_small(group: zarr.Group, small: Small) -> None:
 def write_files(folder: Path, files: Files) -> None:
     """Write what a `MemoryStore` was given to keep its files in; fails as files do.
 
-    Each is whole once it has its name, so that work that was cut short can be done again.
+    Each is whole once it has its name, so that work that was cut short can be done again, and two
+    who do it at the same time do not meet.
     """
     for parent in {(folder / name).parent for name in files}:
         parent.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name
-        part = path.with_name(f"{path.name}.part")
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
         part.write_bytes(content.to_bytes())
         part.replace(path)
