@@ -33,7 +33,8 @@ def use(monkeypatch, library):
 
 class TestKeptMemory:
     lifted: ClassVar = [(-1, 24 << 20), (-3, 12 << 20)]
-    put_back: ClassVar = [(-1, 65536), (-3, 1 << 17), "trim"]
+    cut: ClassVar = [(-1, 65536), "free"]
+    put_back: ClassVar = [*cut, (-3, 1 << 17), "trim"]
 
     @pytest.fixture
     def told(self, monkeypatch):
@@ -46,7 +47,7 @@ class TestKeptMemory:
             mallopt=lambda what, value: said.append((what, value)),
             malloc_trim=lambda pad: said.append("trim"),
             malloc=lambda size: size,  # what is set on functions is set on these
-            free=lambda size: None,
+            free=lambda block: said.append("free"),
         )
         use(monkeypatch, library)
         return said
@@ -61,7 +62,7 @@ class TestKeptMemory:
             with kept_memory():
                 pass
             # What the thread of the first to end has is cut, and the other goes on.
-            assert told == [*self.lifted * 2, self.put_back[0], self.lifted[0]]
+            assert told == [*self.lifted * 2, *self.cut, self.lifted[0]]
             told.clear()
         assert told == self.put_back
 
@@ -114,7 +115,7 @@ class TestKeptMemory:
         assert ("write" in of_stages) == (shards > 1)
         for lines in itertools.chain.from_iterable(of_stages.values()):
             assert lines[:2] == self.lifted
-            assert lines[-3:] == self.put_back
+            assert lines[-4:] == self.put_back
             assert lines.count("trim") == 1
         for stage in ("decompose", "reconstruct"):  # reading from the store, too
             assert all(lines[:4] == self.lifted * 2 for lines in of_stages[stage])
