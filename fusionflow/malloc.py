@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
+import distributed
 import numpy as np
 import numpy.typing as npt
 
@@ -89,8 +90,8 @@ def apart(array: npt.NDArray[T]) -> npt.NDArray[T]:
 
 
 def _library() -> Any:  # noqa: ANN401
-    """Return the C library of a process that a nanny set up, if it can be told what to keep."""
-    if os.environ.get(_TRIM) != _OF_THE_NANNY or _MMAP in os.environ:
+    """Return the C library of a worker that a nanny set up, if it can be told what to keep."""
+    if not _has_nanny() or os.environ.get(_TRIM) != _OF_THE_NANNY or _MMAP in os.environ:
         return None
     if "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return None
@@ -103,3 +104,15 @@ def _library() -> Any:  # noqa: ANN401
     library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
     library.free.restype, library.free.argtypes = None, (ctypes.c_void_p,)
     return library
+
+
+def _has_nanny() -> bool:
+    """Whether this thread does a task of a worker with a nanny.
+
+    The environment does not tell: a nanny sets it where it lives, in the client of a local cluster,
+    too, whose C library began without.
+    """
+    try:
+        return distributed.get_worker().nanny is not None
+    except ValueError:
+        return False

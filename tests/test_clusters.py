@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import socket
 import subprocess
 
@@ -229,3 +230,15 @@ class TestLocalWorkers:
 
         with clusters.connect(ClusterOptions(n_workers=1)) as client:
             assert client.run_on_scheduler(milliseconds) == 100
+
+    def test_leave_the_environment_of_their_client_alone(self, monkeypatch):
+        for name in ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        before = dict(os.environ)
+        with clusters.connect(ClusterOptions(n_workers=1)) as client:
+            assert dict(os.environ) == before
+            (theirs,) = client.run(lambda: dict(os.environ)).values()
+        assert theirs["MALLOC_TRIM_THRESHOLD_"] == "65536"
+        assert theirs["MKL_NUM_THREADS"] == "1"
+        assert theirs["OMP_NUM_THREADS"] == "7"  # who sets it means it

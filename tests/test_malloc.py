@@ -42,6 +42,7 @@ class TestKeptMemory:
         for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+        monkeypatch.setattr(malloc, "_has_nanny", lambda: True)
         said = []
         library = SimpleNamespace(
             mallopt=lambda what, value: said.append((what, value)),
@@ -85,6 +86,14 @@ class TestKeptMemory:
             monkeypatch.delenv(name)
         else:
             monkeypatch.setenv(name, value)
+        with kept_memory():
+            pass
+        assert told == []
+
+    def test_a_process_without_a_nanny_is_left_alone(self, told, monkeypatch):
+        monkeypatch.undo()
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+        use(monkeypatch, SimpleNamespace(mallopt=told.append, malloc_trim=told.append))
         with kept_memory():
             pass
         assert told == []

@@ -138,18 +138,29 @@ def _on_this_machine(options: ClusterOptions) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _settings(options: ClusterOptions) -> Iterator[None]:
-    """Set what workers and scheduler of this machine start with."""
+    """Set what workers and scheduler of this machine start with.
+
+    Nannies set it in this very process, whose own children and libraries it is not for.
+    """
     environment = {
         **dask.config.get("distributed.nanny.pre-spawn-environ", {}),
         "ZARR_ASYNC__CONCURRENCY": str(ZARR_CONCURRENCY),
     }
+    before = {name: os.environ.get(name) for name in (*environment, "PYTHONHASHSEED")}
     wanted = {
         "distributed.nanny.pre-spawn-environ": environment,
         **WORKER_SETTINGS,
         **scheduler_settings(options),
     }
-    with dask.config.set(wanted), interrupts_left_to_us():
-        yield
+    try:
+        with dask.config.set(wanted), interrupts_left_to_us():
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def scheduler_settings(options: ClusterOptions) -> dict[str, Any]:
