@@ -1,4 +1,4 @@
-"""What a process makes once and keeps: networks, which take seconds to read."""
+"""What a process makes once and keeps, such as networks, which take seconds to read."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from fusionflow.io.inputs import find_scans
 from fusionflow.io.nifti import ImageHeader, Volume, grid_of, read_header
 from fusionflow.io.scans import Excluded, Scan
 from fusionflow.io.store import Layout
+from fusionflow.kept import Kept
 from fusionflow.masks import mask_rule
 from fusionflow.resample import describe_grid, same_grid
 from fusionflow.stages import Recipe, decompose_slab, fuse_slab, reconstruct_slab
@@ -129,15 +130,15 @@ def plan(
     if config.conform.mask != "auto":
         mask_rule(config.conform.mask)
     notes = list(found.notes)
-    probe: _Probe | None = None
+    recipe: Recipe | None = None
     try:
-        probe = _Probe(make_recipe(config.method, config.region, mask=config.conform.mask))
+        recipe = make_recipe(config.method, config.region, mask=config.conform.mask)
     except WeightsError as error:
         notes.append(f"no estimate of time: {error}")
     scans, excluded = [], list(found.excluded)
     for scan in found.scans:
         try:
-            scans.append(_outlook(scan, found.root, config, probe))
+            scans.append(_outlook(scan, found.root, config, recipe))
         except FusionflowError as error:
             excluded.append(Excluded(scan.label, str(error), broken=True))
     return Outlooks(tuple(scans), tuple(excluded), tuple(notes))
@@ -186,7 +187,18 @@ def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
 
 
 def seconds_a_slice(recipe: Recipe, rows: int, columns: int) -> float:
-    """Return how long a slice takes here, by fusing slices of noise; it loads the network."""
+    """Return how long a slice takes here, by fusing slices of noise; it loads the network.
+
+    This is looked at once a process: a run on a cluster that did others need not wait for it.
+    """
+    return _probed.get((recipe, rows, columns), lambda: _probe(recipe, rows, columns))
+
+
+#: Seconds by recipe, rows and columns.
+_probed: Kept[float] = Kept(most=256)
+
+
+def _probe(recipe: Recipe, rows: int, columns: int) -> float:
     slices = min(max(1, _PROBE_PIXELS // (rows * columns)), _PROBE_SLICES)
     noise = np.random.default_rng(0).random((2, slices, rows, columns), dtype=np.float32)
     for count in (1, slices):  # the first loads the network
@@ -197,21 +209,7 @@ def seconds_a_slice(recipe: Recipe, rows: int, columns: int) -> float:
     return (time.perf_counter() - began) / slices
 
 
-class _Probe:
-    """Looks how long a slice takes, once for each shape of a slice."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self._seconds: dict[tuple[int, int], float] = {}
-
-    def seconds_a_slice(self, rows: int, columns: int) -> float:
-        shape = (rows, columns)
-        if shape not in self._seconds:
-            self._seconds[shape] = seconds_a_slice(self.recipe, rows, columns)
-        return self._seconds[shape]
-
-
-def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) -> Outlook:
+def _outlook(scan: Scan, root: Path, config: RunConfig, recipe: Recipe | None) -> Outlook:
     """Look at the headers of one scan."""
     options = config.conform
     t1w, pet = read_header(scan.t1w), read_header(scan.pet)
@@ -241,9 +239,9 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, probe: _Probe | None) ->
         memory_bytes=memory_needed(
             voxels_held(t1w, pet, x * y * z),
             x * y,
-            reads_network=bool(probe and probe.recipe.weights),
+            reads_network=bool(recipe and recipe.weights),
         ),
-        seconds=None if probe is None else probe.seconds_a_slice(y, x) * z,
+        seconds=None if recipe is None else seconds_a_slice(recipe, y, x) * z,
     )
 
 

@@ -13,9 +13,11 @@ from runs import config
 from strategies import published
 
 import fusionflow as ff
+from fusionflow import planning
 from fusionflow.cli import main
 from fusionflow.config import ConformOptions, InputOptions
 from fusionflow.errors import ConfigurationError, NoScansError
+from fusionflow.graph import make_recipe
 from fusionflow.methods_text import methods_text
 from fusionflow.overlay import pet_on_mri
 from fusionflow.planning import plan
@@ -82,6 +84,18 @@ class TestPlan:
         for item in planned.scans:
             assert item.memory_bytes > 1e8
             assert item.seconds > 0
+
+    def test_a_process_looks_once_how_long_slices_of_a_size_take(self, monkeypatch):
+        fused = []
+        true = planning.fuse_slab
+        monkeypatch.setattr(planning, "fuse_slab", lambda *a: fused.append(a) or true(*a))
+        one, other = (make_recipe(config("average", temperature=t).method) for t in (0.31, 0.32))
+        seconds = [
+            planning.seconds_a_slice(recipe, 40, columns)
+            for recipe, columns in ((one, 32), (one, 32), (one, 48), (other, 32), (one, 32))
+        ]
+        assert len(fused) == 3 * 2  # each but the repeated ones warms up first
+        assert seconds[0] == seconds[1] == seconds[4] > 0
 
     def test_what_cannot_be_is_excluded_beforehand(self, troubled):
         asked = config("average").model_copy(
