@@ -55,6 +55,8 @@ _SHAPE = (94, 256, 256)
 #: Of workers that look after nothing: a thousand of them share a processor.
 _QUIET = {
     "distributed.admin.system-monitor.interval": "1h",
+    "distributed.admin.tick.interval": "1h",  # else fifty times a second
+    "distributed.admin.tick.cycle": "1h",
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
@@ -227,11 +229,11 @@ def main() -> None:
         __doc__,
         1,
         workers={"type": int, "nargs": "+", "help": "10 100 300 1000 unless told."},
-        scans={"type": int, "help": "At each number of workers; 2000 unless told."},
+        scans={"type": int, "help": "At each number of workers; 1000 unless told."},
         pause={"type": float, "default": 0.0, "help": "Seconds that a task takes."},
     )
     given.workers = sorted(given.workers or ((2, 4, 6) if given.quick else (10, 100, 300, 1000)))
-    given.scans = given.scans or (20 if given.quick else 2000)
+    given.scans = given.scans or (20 if given.quick else 1000)
     if len(given.workers) < 3:
         raise SystemExit("Give three numbers of workers: a line needs two, and one is held out")
     one_thread_a_process()

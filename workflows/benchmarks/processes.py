@@ -13,8 +13,12 @@ from pathlib import Path
 
 from measure import HERE, ROOT
 
-#: As a local cluster of a run has it: Dask keeps a profile of every cycle, 230 kB each here.
-_PROFILE = {"DASK_DISTRIBUTED__WORKER__PROFILE__CYCLE": "60s"}
+from fusionflow.cluster_options import ClusterOptions
+from fusionflow.clusters.local import scheduler_settings
+from fusionflow.clusters.worker_settings import WORKER_SETTINGS, dask_variables
+
+#: As a cluster that a run starts has it.
+_SETTINGS = dask_variables({**WORKER_SETTINGS, **scheduler_settings(ClusterOptions())})
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def dask_process(command: str, *arguments: str) -> Iterator[subprocess.Popen[byt
     """
     process = subprocess.Popen(
         [sys.executable, "-m", f"distributed.cli.{command}", "--no-dashboard", *arguments],
-        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", **_PROFILE},
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}", **_SETTINGS},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
