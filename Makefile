@@ -8,7 +8,7 @@ BENCH ?= bench
 DATA ?= ../shared/data
 WEIGHTS ?= ../shared/weights
 AXE := axe-core@4.14.1
-BENCHMARKS := naive overhead scaling per_scan memory peers many_workers
+BENCHMARKS := naive overhead scaling per_scan memory peers many_workers compiled
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow browser notebooks docs faults cluster bench bench-smoke container \

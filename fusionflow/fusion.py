@@ -376,7 +376,6 @@ def activity(
         return found
     empty = 0.0 if band == "a" else 0.5
     scale = gain**-level
-    half = method.window // 2
     buffer = host_buffer((trunk.tap_count, count, rows, columns), batch.device)
     with arithmetic(batch.device, method.precision):
         sent = to_device(coefficients, batch.device)
@@ -385,16 +384,38 @@ def activity(
             blank = trunk.of_nothing(rows, columns, empty)
 
             def reduce(index: int, features: torch.Tensor) -> None:
-                l1 = (features - blank[index]).abs_().mean(1, keepdim=True, dtype=torch.float32)
-                local = functional.avg_pool2d(
-                    l1, method.window, stride=1, padding=half, count_include_pad=False
-                )
-                full = functional.interpolate(
-                    local, size=(rows, columns), mode="bilinear", align_corners=False
-                )
-                buffer[index, part].copy_(full[:, 0], non_blocking=True)
+                active = local_activity(features, blank[index], method.window, (rows, columns))
+                buffer[index, part].copy_(active, non_blocking=True)
 
             trunk.reduced(sent[part, None] * scale + empty, reduce)
 
         batch.each(count, (rows, columns), forward)
     return arrived(buffer, batch.device)
+
+
+def local_activity(
+    features: torch.Tensor, blank: torch.Tensor, window: int, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Return the mean over channels of how far features lie from those of nothing, over a window.
+
+    Parameters
+    ----------
+    features : Tensor, (n, channels, y'', x'')
+        Of a tap.
+    blank : Tensor, (1, channels, y'', x'')
+        Of a picture without coefficients.
+    window : int
+        Side of the window, odd.
+    shape : tuple of int
+        (y', x') of the band.
+
+    Returns
+    -------
+    Tensor, (n, y', x') float32
+    """
+    l1 = (features - blank).abs_().mean(1, keepdim=True, dtype=torch.float32)
+    local = functional.avg_pool2d(
+        l1, window, stride=1, padding=window // 2, count_include_pad=False
+    )
+    full = functional.interpolate(local, size=shape, mode="bilinear", align_corners=False)
+    return full[:, 0]

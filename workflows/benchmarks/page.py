@@ -11,7 +11,7 @@ from pathlib import Path
 
 from measure import markdown
 
-ORDER = ("naive", "overhead", "scaling", "per_scan", "memory", "peers", "many_workers")
+ORDER = ("naive", "overhead", "scaling", "per_scan", "memory", "peers", "many_workers", "compiled")
 
 
 def page(folder: Path) -> str:
