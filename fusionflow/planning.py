@@ -187,9 +187,10 @@ def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
 
 
 def seconds_a_slice(recipe: Recipe, rows: int, columns: int) -> float:
-    """Return how long a slice takes here, by fusing slices of noise; it loads the network.
+    """Return how long a slice takes here, by fusing slices of noise.
 
-    This is looked at once a process: a run on a cluster that did others need not wait for it.
+    Timed once in a process for a method and size, and kept: it does not follow what else the
+    machine does later. That loads the network.
     """
     return _probed.get((recipe, rows, columns), lambda: _probe(recipe, rows, columns))
 

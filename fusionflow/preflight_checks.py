@@ -304,7 +304,7 @@ def time_check(
     sizes: Sequence[Size],
     scans: int,
 ) -> Check:
-    """Estimate from slices of noise that workers fused, each in the first run of its process."""
+    """Estimate from slices of noise that workers fused, each once in its process."""
     timed = {a: item.seconds_a_slice for a, item in facts.items() if item.seconds_a_slice}
     if not timed or not sizes:
         return Check("time", "note", "not known: no slice could be fused")

@@ -167,6 +167,7 @@ def test_a_worker_gives_back_what_dask_releases():
         return held, resident() - before
 
     with clusters.connect(ClusterOptions(n_workers=1)) as client:
+        assert client.submit(lambda: malloc._library() is not None).result()
         held, released = client.submit(grown, recipe, 6).result()
     assert held > 40
     assert released < held / 4

@@ -18,6 +18,7 @@ from fusionflow.cli import main
 from fusionflow.config import ConformOptions, InputOptions
 from fusionflow.errors import ConfigurationError, NoScansError
 from fusionflow.graph import make_recipe
+from fusionflow.kept import Kept
 from fusionflow.methods_text import methods_text
 from fusionflow.overlay import pet_on_mri
 from fusionflow.planning import plan
@@ -86,6 +87,7 @@ class TestPlan:
             assert item.seconds > 0
 
     def test_a_process_looks_once_how_long_slices_of_a_size_take(self, monkeypatch):
+        monkeypatch.setattr(planning, "_probed", Kept())
         fused = []
         true = planning.fuse_slab
         monkeypatch.setattr(planning, "fuse_slab", lambda *a: fused.append(a) or true(*a))

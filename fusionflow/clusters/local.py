@@ -138,9 +138,10 @@ def _on_this_machine(options: ClusterOptions) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _settings(options: ClusterOptions) -> Iterator[None]:
-    """Set what workers and scheduler of this machine start with.
+    """Set what workers and scheduler start with, and put this process's environment back.
 
-    Nannies set it in this very process, whose own children and libraries it is not for.
+    Nannies write theirs into it, and it is not for other children and libraries. A worker that is
+    restarted later does that again.
     """
     environment = {
         **dask.config.get("distributed.nanny.pre-spawn-environ", {}),

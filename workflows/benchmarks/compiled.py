@@ -1,14 +1,15 @@
 """What `torch.compile` brings to the network of `dwt-vgg19-l1` on a processor, and what it costs.
 
-As it is; with what is read from the taps compiled (subtract, magnitude, mean over the channels,
-window, enlarge); and with all layers compiled, too. In float32 these are then direct convolutions,
-for torch cannot trace Winograd's. It needs a C++ compiler.
+As it is, and with what is read from the taps compiled (subtract, magnitude, mean over the channels,
+window, enlarge). Layers stay as they are: torch cannot trace Winograd's convolutions. It needs a
+C++ compiler.
 
     python workflows/benchmarks/compiled.py
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -19,13 +20,11 @@ from pathlib import Path
 
 import torch
 from measure import Cell, Result, in_turn, options, ratios, seconds, spread
-from torch import nn
 from volumes import find_method
 
 from fusionflow import fusion
 from fusionflow.backbones import build_trunk
 from fusionflow.config import Method
-from fusionflow.cpu_layers import Convolution3x3
 from fusionflow.device import Batch, arithmetic, memory_format
 from fusionflow.graph import make_recipe
 from fusionflow.trunk import Trunk
@@ -34,18 +33,13 @@ from fusionflow.trunk import Trunk
 _BANDS = ((129, 129), (56, 47))
 
 
-def network(method: Method, *, direct: bool) -> Trunk:
-    """Return the network of a method, without Winograd's filtering if that is asked for."""
+def network(method: Method) -> Trunk:
+    """Return the network of a method, as workers have it."""
     weights = make_recipe(method).weights
     if weights is None:
         raise ValueError(f"{method.name} reads no network")
     trunk = build_trunk(weights, method.taps)
-    if not direct:
-        return trunk.to(memory_format=memory_format("cpu", method.precision))
-    for layer in trunk.rest:
-        if isinstance(layer, Convolution3x3):
-            layer.__class__ = nn.Conv2d
-    return trunk
+    return trunk.to(memory_format=memory_format("cpu", method.precision))
 
 
 def activities(
@@ -65,15 +59,12 @@ def measure(method: Method, shape: tuple[int, int], given: Namespace, result: Re
     """Measure bands of one size."""
     count = Batch(method).at_once(shape[0] * shape[1])
     images = torch.rand((count, 1, *shape), generator=torch.Generator().manual_seed(0))
-    ours, plain = (network(method, direct=direct) for direct in (False, True))
-    compiled = torch.compile(fusion.local_activity, dynamic=False)
+    trunk = network(method)
+    compiled = torch.compile(fusion.local_activity, dynamic=False, fullgraph=True)
     with arithmetic("cpu", method.precision):
-        direct = activities(plain, images, method.window, fusion.local_activity)
         calls = {
-            "as it is": activities(ours, images, method.window, fusion.local_activity),
-            "taps compiled": activities(ours, images, method.window, compiled),
-            "direct convolutions": direct,
-            "direct convolutions, all compiled": torch.compile(direct, dynamic=False),
+            "as it is": activities(trunk, images, method.window, fusion.local_activity),
+            "taps compiled": activities(trunk, images, method.window, compiled),
         }
         found: dict[str, list[torch.Tensor]] = {}
         first: dict[str, float] = {}
@@ -101,13 +92,14 @@ def main() -> None:
     """Measure."""
     given = options(__doc__, 9)
     result = Result("compiled", __doc__ or "", given)
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
         result.skip("torch.compile needs a C++ compiler: apt-get install g++")
         result.write()
         return
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # one for each tap, size and precision
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # else a first call finds what was compiled
         method = find_method("dwt-vgg19-l1", given, Path(folder), result)
         for precision in ("float32", "bfloat16"):
             for shape in _BANDS[given.quick :]:
