@@ -24,7 +24,6 @@ from fusionflow.io.inputs import discover
 from fusionflow.io.nifti import read_header
 from fusionflow.malloc import apart, kept_memory
 
-
 #: Before tests put another in its place.
 HAS_NANNY = malloc._has_nanny
 
