@@ -7,7 +7,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ _WORKER_BYTES = 2e9
 #: Dask looks so long after it lost a worker whether its nanny brought it back, and else ends the
 #: nanny. One that is restarting a second time at that very moment would be lost for good.
 _LOST_WORKER_TIMEOUT = "7 days"
+#: Dask's settings and the environment are the process's: clusters begin one after another.
+_starting = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -138,24 +141,35 @@ def _on_this_machine(options: ClusterOptions) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _settings(options: ClusterOptions) -> Iterator[None]:
-    """Set what workers and scheduler start with, and put this process's environment back.
-
-    Nannies write theirs into it, and it is not for other children and libraries. A worker that is
-    restarted later does that again.
-    """
+    """Set what workers and scheduler of this machine start with."""
     environment = {
         **dask.config.get("distributed.nanny.pre-spawn-environ", {}),
         "ZARR_ASYNC__CONCURRENCY": str(ZARR_CONCURRENCY),
     }
-    before = {name: os.environ.get(name) for name in (*environment, "PYTHONHASHSEED")}
     wanted = {
         "distributed.nanny.pre-spawn-environ": environment,
         **WORKER_SETTINGS,
         **scheduler_settings(options),
     }
+    with (
+        _starting,
+        _put_back((*environment, "PYTHONHASHSEED")),
+        dask.config.set(wanted),
+        interrupts_left_to_us(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _put_back(names: Iterable[str]) -> Iterator[None]:
+    """Put variables of the environment back at the end.
+
+    Nannies write what is for their workers into that of the process they live in, whose other
+    children it is not for. They do so again when they restart a worker.
+    """
+    before = {name: os.environ.get(name) for name in names}
     try:
-        with dask.config.set(wanted), interrupts_left_to_us():
-            yield
+        yield
     finally:
         for name, value in before.items():
             if value is None:
