@@ -23,23 +23,14 @@ from measure import Cell, Result, in_turn, options, ratios, seconds, spread
 from volumes import find_method
 
 from fusionflow import fusion
-from fusionflow.backbones import build_trunk
+from fusionflow.backbones import load_trunk
 from fusionflow.config import Method
-from fusionflow.device import Batch, arithmetic, memory_format
+from fusionflow.device import Batch, arithmetic
 from fusionflow.graph import make_recipe
 from fusionflow.trunk import Trunk
 
 #: (y, x) of bands: of 256 x 256, and of 109 x 91.
 _BANDS = ((129, 129), (56, 47))
-
-
-def network(method: Method) -> Trunk:
-    """Return the network of a method, as workers have it."""
-    weights = make_recipe(method).weights
-    if weights is None:
-        raise ValueError(f"{method.name} reads no network")
-    trunk = build_trunk(weights, method.taps)
-    return trunk.to(memory_format=memory_format("cpu", method.precision))
 
 
 def activities(
@@ -59,7 +50,10 @@ def measure(method: Method, shape: tuple[int, int], given: Namespace, result: Re
     """Measure bands of one size."""
     count = Batch(method).at_once(shape[0] * shape[1])
     images = torch.rand((count, 1, *shape), generator=torch.Generator().manual_seed(0))
-    trunk = network(method)
+    weights = make_recipe(method).weights
+    if weights is None:
+        raise ValueError(f"{method.name} reads no network")
+    trunk = load_trunk(weights, method.taps, "cpu", method.precision)
     compiled = torch.compile(fusion.local_activity, dynamic=False, fullgraph=True)
     with arithmetic("cpu", method.precision):
         calls = {
