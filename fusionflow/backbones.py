@@ -12,9 +12,10 @@ from torch import nn
 
 from fusionflow.device import memory_format
 from fusionflow.errors import ChecksumError, ConfigurationError, InputError
+from fusionflow.int8 import Int8Trunk, check_layers
 from fusionflow.kept import Kept
 from fusionflow.plugins import plugin, plugin_names
-from fusionflow.trunk import Trunk
+from fusionflow.trunk import TapReader, Trunk
 from fusionflow.weights import (
     SUMS_FILE,
     Normalisation,
@@ -305,12 +306,12 @@ def _random_state(layers: nn.Module, seed: int) -> dict[str, torch.Tensor]:
 
 
 #: The trunks of this process.
-_trunks: Kept[Trunk] = Kept()
+_trunks: Kept[TapReader] = Kept()
 
 
 def load_trunk(
     weights: Weights, taps: Sequence[str], device: str = "cpu", precision: str = "float32"
-) -> Trunk:
+) -> TapReader:
     """Return the trunk of this process, made at the first call and kept.
 
     Parameters
@@ -321,10 +322,32 @@ def load_trunk(
         Which layers.
     device, precision : str
         Where and in which arithmetic it runs.
+
+    Raises
+    ------
+    ConfigurationError
+        If the network, or this processor, has no such arithmetic.
     """
-    layout = memory_format(device, precision)
-    key = (f"{weights.backbone}:{weights.identity}", tuple(sorted(taps)), device, layout)
-    return _trunks.get(key, lambda: build_trunk(weights, taps).to(device).to(memory_format=layout))
+    layout, in_int8 = memory_format(device, precision), precision == "int8"
+    name = f"{weights.backbone}:{weights.identity}"
+    key = (name, tuple(sorted(taps)), device, layout, in_int8)
+
+    def make() -> TapReader:
+        trunk = build_trunk(weights, taps).to(device).to(memory_format=layout)
+        return Int8Trunk(trunk) if in_int8 else trunk
+
+    return _trunks.get(key, make)
+
+
+def check_int8(backbone_name: str, taps: Sequence[str]) -> None:
+    """Refuse networks that have layers which `fusionflow.int8` does not know.
+
+    Raises
+    ------
+    ConfigurationError
+        If it has some.
+    """
+    check_layers(_layers(named_backbone(backbone_name, taps), taps), backbone_name)
 
 
 def trunks_made() -> int:

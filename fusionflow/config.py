@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from fusionflow.cluster_options import ClusterOptions
@@ -33,7 +34,10 @@ from fusionflow.plugins import plugin, plugin_names
 _GROUP = "fusionflow.methods"
 
 #: Raised by one whenever the same options would give other voxels or other figures.
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
+
+#: Arithmetic of a network.
+Precision = Literal["float32", "bfloat16", "int8"]
 
 
 class Wavelet(Options):
@@ -124,8 +128,9 @@ class Method(Options):
         Below 1 the weights move towards a choice of one source, above 1 towards the mean.
     balance : float
         Of a learned rule: from 0, the PET itself, over both to 1, the MRI itself.
-    precision : {"float32", "bfloat16"}
-        Arithmetic of the backbone. Coefficients are float32 in any case.
+    precision : {"float32", "bfloat16", "int8"}
+        Arithmetic of the backbone; int8 on processors alone (`fusionflow.int8`). Coefficients are
+        float32 in any case.
     batch : int
         Band images in one forward pass of the backbone.
     threads : int
@@ -143,7 +148,7 @@ class Method(Options):
     window: int = Field(strict=True, default=3, ge=1, le=31)
     temperature: float = Field(strict=True, default=0.5, gt=0, le=100)
     balance: float = Field(strict=True, default=0.5, ge=0, le=1)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     batch: int = Field(strict=True, default=16, ge=1, le=1024)
     threads: int = Field(strict=True, default=1, ge=1, le=1024)
 
@@ -363,6 +368,15 @@ class RunConfig(Options):
                 value = {**value, "transform": {**known["transform"], **value["transform"]}}
             return {**known, **value}
         return value
+
+    @model_validator(mode="after")
+    def _eight_bits_are_of_processors(self) -> RunConfig:
+        if self.method.precision == "int8" and self.cluster.needs_gpu:
+            raise ValueError(
+                "precision int8 is arithmetic of processors, but the cluster is to use GPUs: ask "
+                "for bfloat16, or for no GPU (--gpu never)"
+            )
+        return self
 
 
 def load_config(path: Path) -> RunConfig:

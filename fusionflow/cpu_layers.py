@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["Convolution3x3", "MaxPool", "has_winograd", "quickened", "threads_lock"]
+__all__ = ["Convolution3x3", "MaxPool", "has_winograd", "is_untouched", "quickened", "threads_lock"]
 
 #: Rows and columns that a tile gives.
 _TILE: Final = 6
@@ -165,16 +165,16 @@ def _exchange(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
             continue
         if child not in done:
             done[child] = child
-            if type(child) is nn.Conv2d and _is_plain(child) and _is_untouched(child):
+            if type(child) is nn.Conv2d and _is_plain(child) and is_untouched(child):
                 done[child] = Convolution3x3.of(child)
-            elif type(child) is nn.MaxPool2d and _pools_plainly(child) and _is_untouched(child):
+            elif type(child) is nn.MaxPool2d and _pools_plainly(child) and is_untouched(child):
                 done[child] = MaxPool.of(child)
             else:
                 _exchange(child, done)
         setattr(module, name, done[child])
 
 
-def _is_untouched(layer: nn.Module) -> bool:
+def is_untouched(layer: nn.Module) -> bool:
     """Whether a layer has what its class gives it and nothing beyond that."""
     hooks = any(value for name, value in vars(layer).items() if name.endswith("_hooks"))
     parameters = {name for name, _ in layer.named_parameters()}

@@ -117,7 +117,8 @@ class Batch:
     def __init__(self, method: Method, device: str = "cpu") -> None:
         self.device = device
         self.halved: int | None = None
-        self._most = method.batch
+        # In 8 bits every image has a scale of its own, and goes alone.
+        self._most = 1 if method.precision == "int8" else method.batch
 
     def at_once(self, pixels: int) -> int:
         """Return how many images of so many pixels go at a time."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fusionflow import learned
 from fusionflow.backbones import (
+    check_int8,
     check_size,
     load_trunk,
     named_backbone,
@@ -35,7 +36,7 @@ from fusionflow.device import (
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.plugins import plugin, plugin_names
 from fusionflow.subbands import FloatArray, Subbands
-from fusionflow.trunk import Trunk
+from fusionflow.trunk import TapReader
 from fusionflow.weights import Weights
 
 
@@ -213,7 +214,7 @@ def find_weights(method: Method) -> Weights | None:
     Raises
     ------
     ConfigurationError
-        If the parts of the method do not fit together.
+        If the parts of the method do not fit together, or its network has no such arithmetic.
     WeightsNotFoundError
         If its weights are not there.
     WeightsError
@@ -221,6 +222,8 @@ def find_weights(method: Method) -> Weights | None:
     """
     if not reads_backbone(method) or method.backbone is None:
         return None
+    if method.precision == "int8":
+        check_int8(method.backbone, method.taps)
     if named_rule(method.rule).is_learned:
         return learned.find_model(method)
     return resolve_weights(method.weights, method.backbone)
@@ -330,7 +333,7 @@ def activity(
     coefficients: FloatArray,
     band: str,
     level: int,
-    trunk: Trunk,
+    trunk: TapReader,
     method: Method,
     *,
     gain: float = 2.0,
@@ -351,7 +354,7 @@ def activity(
         One band of one or more stacks.
     band, level : str, int
         Which band.
-    trunk : Trunk
+    trunk : TapReader
         The backbone.
     method : Method
         Gives window, batch and precision.
@@ -381,29 +384,23 @@ def activity(
         sent = to_device(coefficients, batch.device)
 
         def forward(part: slice) -> None:
-            blank = trunk.of_nothing(rows, columns, empty)
+            def reduce(index: int, active: torch.Tensor) -> None:
+                local = local_activity(active, method.window, (rows, columns))
+                buffer[index, part].copy_(local, non_blocking=True)
 
-            def reduce(index: int, features: torch.Tensor) -> None:
-                active = local_activity(features, blank[index], method.window, (rows, columns))
-                buffer[index, part].copy_(active, non_blocking=True)
-
-            trunk.reduced(sent[part, None] * scale + empty, reduce)
+            trunk.activities(sent[part, None] * scale + empty, empty, reduce)
 
         batch.each(count, (rows, columns), forward)
     return arrived(buffer, batch.device)
 
 
-def local_activity(
-    features: torch.Tensor, blank: torch.Tensor, window: int, shape: tuple[int, int]
-) -> torch.Tensor:
-    """Return the mean over channels of how far features lie from those of nothing, over a window.
+def local_activity(active: torch.Tensor, window: int, shape: tuple[int, int]) -> torch.Tensor:
+    """Return the mean activity of channels, over a window.
 
     Parameters
     ----------
-    features : Tensor, (n, channels, y'', x'')
-        Of a tap.
-    blank : Tensor, (1, channels, y'', x'')
-        Of a picture without coefficients.
+    active : Tensor, (n, channels, y'', x'')
+        Of a tap, see `fusionflow.trunk.TapReader.activities`.
     window : int
         Side of the window, odd.
     shape : tuple of int
@@ -413,7 +410,7 @@ def local_activity(
     -------
     Tensor, (n, y', x') float32
     """
-    l1 = (features - blank).abs_().mean(1, keepdim=True, dtype=torch.float32)
+    l1 = active.mean(1, keepdim=True, dtype=torch.float32)
     local = functional.avg_pool2d(
         l1, window, stride=1, padding=window // 2, count_include_pad=False
     )

@@ -23,9 +23,10 @@ from torch.nn import functional
 from fusionflow.config import Wavelet
 from fusionflow.device import Batch
 from fusionflow.errors import WeightsError
+from fusionflow.int8 import Int8Trunk
 from fusionflow.options import Options
 from fusionflow.subbands import DWT_DETAILS
-from fusionflow.trunk import Trunk
+from fusionflow.trunk import TapReader, Trunk
 
 __all__ = ["BANDS", "FusionNet", "Head", "ModelCard", "make_net", "tap_channels"]
 
@@ -228,6 +229,8 @@ class FusionNet(nn.Module):
         self.trunk = trunk
         self.head = head
         self.card = card
+        #: Reads in the place of the trunk where nothing is learned, if there is one.
+        self.int8: Int8Trunk | None = None
 
     def forward(
         self,
@@ -315,33 +318,28 @@ class FusionNet(nn.Module):
         -------
         list of Tensor, (n * 2 * 4, seen, y'', x'') float32
         """
-        trunk, head = self.trunk, self.head
+        trunk: TapReader | None = self.int8 or self.trunk
+        head = self.head
         if trunk is None:
             return []
         images = _shown(mri, pet).flatten(0, 2)
         rows, columns = images.shape[-2:]
-        seen = [
-            torch.zeros((len(images), *tap.shape[-2:], head.seen), device=tap.device).movedim(-1, 1)
-            for tap in trunk.of_nothing(rows, columns, _EMPTY[0])
-        ]
+        seen: dict[int, torch.Tensor] = {}
         for empty in sorted(set(_EMPTY)):
-            blank = trunk.of_nothing(rows, columns, empty)
             alike = [index for index in nonzero if _EMPTY[index % len(BANDS)] == empty]
             for part in batch.spans(len(alike), rows * columns):
                 chosen = alike[part]
 
-                def reduce(
-                    index: int,
-                    features: torch.Tensor,
-                    blank: list[torch.Tensor] = blank,
-                    chosen: list[int] = chosen,
-                ) -> None:
-                    activity = (features.float() - blank[index].float()).abs_()
+                def reduce(index: int, activity: torch.Tensor, chosen: list[int] = chosen) -> None:
                     with torch.autocast(activity.device.type, enabled=False):
-                        seen[index][chosen] = head.together(index, activity)
+                        found = head.together(index, activity.float())
+                    if index not in seen:
+                        room = found.new_zeros((len(images), *found.shape[-2:], head.seen))
+                        seen[index] = room.movedim(-1, 1)
+                    seen[index][chosen] = found
 
-                trunk.reduced(images[chosen][:, None] + empty, reduce)
-        return seen
+                trunk.activities(images[chosen][:, None] + empty, empty, reduce)
+        return [seen[index] for index in range(trunk.tap_count)]
 
     def weigh(
         self,

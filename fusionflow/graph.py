@@ -143,7 +143,7 @@ def make_recipe(
         method=method,
         weights=weights,
         region=region,
-        needs_gpu=bool(gpus) and weights is not None,
+        needs_gpu=bool(gpus) and weights is not None and method.precision != "int8",
         plugins=plugins_of(method, mask),
     )
 

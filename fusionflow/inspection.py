@@ -18,6 +18,7 @@ from fusionflow.commit import software_versions
 from fusionflow.cpu_layers import has_winograd
 from fusionflow.errors import FusionflowError
 from fusionflow.fusion import load_network
+from fusionflow.int8 import has_int8
 from fusionflow.planning import seconds_a_slice
 from fusionflow.plugins import installed_versions
 from fusionflow.stages import Recipe, device_of
@@ -83,6 +84,8 @@ class Facts:
         Package that the run takes a plug-in from -> its version, "" if it is not installed.
     quick : bool
         Whether torch has the fast convolutions for its processor; True if it runs none there.
+    in_int8 : bool
+        Whether it has those in 8 bits; True if none are asked for.
     """
 
     host: str
@@ -97,6 +100,7 @@ class Facts:
     seconds_a_slice: float | None
     plugins: dict[str, str] = field(default_factory=dict)
     quick: bool = True
+    in_int8: bool = True
 
 
 _TROUBLE = (FusionflowError, OSError, RuntimeError, MemoryError)
@@ -106,14 +110,15 @@ def inspect(question: Question) -> Facts:
     """Answer a question; a task on the worker that is asked."""
     recipe = question.recipe
     network, seconds = "", None
+    in_int8 = recipe.method.precision != "int8" or not question.reads_network or has_int8()
     try:
-        if question.reads_network and recipe.weights is not None:
+        if question.reads_network and recipe.weights is not None and in_int8:
             load_network(recipe.method, recipe.weights, device_of(recipe))
     except _TROUBLE as error:
         network = str(error) or type(error).__name__
     else:
         with contextlib.suppress(*_TROUBLE):  # what a scan meets is the scan's, and found there
-            seconds = _seconds(question)
+            seconds = _seconds(question) if in_int8 else None
     scratch = _scratch()
     return Facts(
         host=socket.gethostname(),
@@ -128,6 +133,7 @@ def inspect(question: Question) -> Facts:
         seconds_a_slice=seconds,
         plugins=installed_versions(recipe.plugins),
         quick=_is_quick(question),
+        in_int8=in_int8,
     )
 
 

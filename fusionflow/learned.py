@@ -44,6 +44,7 @@ from fusionflow.fusion_net import (
     ModelCard,
     tap_channels,
 )
+from fusionflow.int8 import Int8Trunk
 from fusionflow.io.files import write_bytes
 from fusionflow.kept import Kept
 from fusionflow.options import explained
@@ -291,9 +292,12 @@ def load_model(weights: Weights, device: str = "cpu", precision: str = "float32"
         path, found = weights.path, weights
         if path is not None and not path.exists() and (MODELS / path.name).is_file():
             found = replace(weights, path=MODELS / path.name)
-        return read_model(unchanged(found)).to(device).to(memory_format=layout)
+        net = read_model(unchanged(found)).to(device).to(memory_format=layout)
+        if precision == "int8" and net.trunk is not None:
+            net.int8 = Int8Trunk(net.trunk)
+        return net
 
-    return _nets.get((weights.identity, device, layout), read)
+    return _nets.get((weights.identity, device, layout, precision == "int8"), read)
 
 
 def models_made() -> int:

@@ -181,6 +181,14 @@ def network_check(facts: Mapping[str, Facts], recipe: Recipe) -> list[Check]:
                 "Put the weights where every worker sees them (fusionflow weights stage)",
             )
         ]  # fmt: skip
+    if lacking := [address for address, item in facts.items() if not item.in_int8]:
+        return [
+            Check(
+                "network", "fails",
+                f"precision int8: no convolutions of 8 bits on {_named(lacking)}",
+                "Take float32 or bfloat16, or processors with VNNI (x86 since about 2019)",
+            )
+        ]  # fmt: skip
     if recipe.weights is None:
         return []
     found = f"{recipe.weights.description}: read by every worker"

@@ -7,8 +7,8 @@ because the network pads after normalising. The folding is exact up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Final, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch.nn import functional
 from fusionflow.cpu_layers import quickened
 from fusionflow.weights import Normalisation
 
-__all__ = ["Trunk"]
+__all__ = ["SizeMaps", "TapReader", "Trunk"]
 
 T = TypeVar("T")
 
@@ -25,6 +25,54 @@ T = TypeVar("T")
 _MOST_KEPT: Final = 1 << 28
 #: Pixels of an image beyond which `fusionflow.device` lets all images go through one by one.
 _LARGE: Final = 1 << 14
+
+
+class TapReader(Protocol):
+    """What tells how active the taps of a backbone are: a `Trunk`, or one in other arithmetic."""
+
+    @property
+    def tap_count(self) -> int:
+        """How many layers are read."""
+        ...
+
+    def activities(
+        self, images: torch.Tensor, empty: float, reduce: Callable[[int, torch.Tensor], T]
+    ) -> list[T]:
+        """Read how far the taps are from what they see of an empty image, one tap after the other.
+
+        Parameters
+        ----------
+        images : Tensor, (n, 1, y, x) float32
+            Grey images, 0 black and 1 white.
+        empty : float
+            What an image of nothing has everywhere.
+        reduce : callable
+            Takes the number of a tap and its activity, (n, channels, y', x'), non-negative.
+
+        Returns
+        -------
+        list
+            What `reduce` makes of each tap, in the order of the layers.
+        """
+        ...
+
+
+class SizeMaps:
+    """What depends on the size of an image alone, for as long as no weight changes."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Hashable, list[torch.Tensor]] = {}
+
+    def get(self, key: Hashable, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+        """Return what is kept under `key`, or make it; all is dropped where it becomes much."""
+        found = self._maps.get(key)
+        if found is None:
+            found = make()
+            kept = [found, *list(self._maps.values())]
+            if sum(item.nbytes for maps in kept for item in maps) > _MOST_KEPT:
+                self._maps.clear()
+            self._maps[key] = found
+        return found
 
 
 class Trunk(nn.Module):
@@ -50,8 +98,7 @@ class Trunk(nn.Module):
         if first.padding_mode != "zeros" or first.dilation != (1, 1) or first.groups != 1:
             raise TypeError("a trunk begins with a plain convolution that pads with zeros")
         self._taps = frozenset(taps)
-        #: What depends on the size of an image alone, for as long as no weight changes.
-        self._maps: dict[tuple[int, int, bool, float | None], list[torch.Tensor]] = {}
+        self._maps = SizeMaps()
         mean = torch.tensor(normalisation.mean).view(1, 3, 1, 1)
         std = torch.tensor(normalisation.std).view(1, 3, 1, 1)
         weight = first.weight.detach() / std
@@ -68,6 +115,11 @@ class Trunk(nn.Module):
         self.requires_grad_(requires_grad=False)
         self.eval()
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """Which layers are read."""
+        return self._taps
 
     @property
     def tap_count(self) -> int:
@@ -87,21 +139,21 @@ class Trunk(nn.Module):
         ones = self.grey_weight.new_ones((1, 1, rows, columns))
         return functional.conv2d(ones, self.shift_weight, self.bias, self.stride, self.padding)
 
+    def before_rest(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what the first layer gives for grey images."""
+        rows, columns = images.shape[-2:]
+        features = functional.conv2d(images, self.grey_weight, None, self.stride, self.padding)
+        features += self._kept(rows, columns, None, lambda: [self.bias_map(rows, columns)])[0]
+        return features
+
     def _kept(
         self, rows: int, columns: int, value: float | None, make: Callable[[], list[torch.Tensor]]
     ) -> list[torch.Tensor]:
         """Return what is kept for a size, or make it."""
         if self.bias.is_meta or not torch.is_inference_mode_enabled():  # weights may change
             return make()
-        key = (rows, columns, torch.is_autocast_enabled(self.bias.device.type), value)
-        found = self._maps.get(key)
-        if found is None:
-            found = make()
-            kept = [found, *list(self._maps.values())]
-            if sum(item.nbytes for maps in kept for item in maps) > _MOST_KEPT:
-                self._maps.clear()
-            self._maps[key] = found
-        return found
+        in_short = torch.is_autocast_enabled(self.bias.device.type)
+        return self._maps.get((rows, columns, in_short, value), make)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Read the taps.
@@ -117,6 +169,16 @@ class Trunk(nn.Module):
             (n, channels, y', x') for each tap, in the order of the layers.
         """
         return self.reduced(images, lambda _, features: features)
+
+    def activities(
+        self, images: torch.Tensor, empty: float, reduce: Callable[[int, torch.Tensor], T]
+    ) -> list[T]:
+        """Read how far the taps are from what they see of an empty image, see `TapReader`."""
+        rows, columns = images.shape[-2:]
+        blank = self.of_nothing(rows, columns, empty)
+        return self.reduced(
+            images, lambda tap, features: reduce(tap, (features - blank[tap]).abs_())
+        )
 
     def reduced(self, images: torch.Tensor, reduce: Callable[[int, torch.Tensor], T]) -> list[T]:
         """Read the taps one by one, so that only one holds memory at a time.
@@ -139,8 +201,7 @@ class Trunk(nn.Module):
             # Convolutions of one small image take another path, with other last bits, than those
             # of several: then bits would depend on how slices fall into batches.
             images = images.expand(2, -1, -1, -1).contiguous()
-        features = functional.conv2d(images, self.grey_weight, None, self.stride, self.padding)
-        features += self._kept(rows, columns, None, lambda: [self.bias_map(rows, columns)])[0]
+        features = self.before_rest(images)
         read = [reduce(0, features[:count])] if 0 in self._taps else []
         for index, layer in enumerate(self.rest, start=1):
             features = layer(features)

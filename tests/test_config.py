@@ -115,7 +115,7 @@ CHANGES = {
     "window": [1],
     "temperature": [0.5000001],
     "balance": [0.7],
-    "precision": ["bfloat16"],
+    "precision": ["bfloat16", "int8"],
     "batch": [8],
     "threads": [2],
 }

@@ -32,13 +32,21 @@ from fusionflow.fusion import (
     named_rule,
     reads_backbone,
 )
+from fusionflow.int8 import has_int8
 from fusionflow.phantom import make_phantom
 from fusionflow.trunk import Trunk
 from fusionflow.wavelet import decompose, reconstruct
 
 VGG19 = METHODS["dwt-vgg19-l1"]
 RANDOM = resolve_weights("random:1", "vgg19")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = (
+    "float32",
+    "bfloat16",
+    pytest.param(
+        "int8",
+        marks=pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here"),
+    ),
+)
 
 
 def fuse_slices(mri, pet, method, weights=None):
@@ -204,7 +212,8 @@ class TestActivity:
     @pytest.mark.parametrize("shape", [(1, 24, 20), (3, 24, 20), (3, 4, 4)])
     def test_nothing_has_exactly_none_at_the_border_too(self, shape, band, level, precision):
         method = VGG19.model_copy(update={"precision": precision, "batch": 2})
-        nothing = activity(np.zeros(shape, np.float32), band, level, self.trunk, method)
+        trunk = load_trunk(RANDOM, VGG19.taps, "cpu", precision)
+        nothing = activity(np.zeros(shape, np.float32), band, level, trunk, method)
         assert_array_equal(nothing, np.zeros((3, *shape), np.float32))
 
     @pytest.mark.parametrize("band", "ahvd")
@@ -356,28 +365,32 @@ class TestVgg19:
             fuse_slices(small, small, method, RANDOM)
 
 
-class TestBfloat16:
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+class TestFewerDigits:
     @staticmethod
-    def assert_close(mri, pet, weights):
+    def assert_close(mri, pet, weights, precision):
         exact, fast = (
-            fuse_slices(mri, pet, VGG19.model_copy(update={"precision": precision}), weights)
-            for precision in PRECISIONS
+            fuse_slices(mri, pet, VGG19.model_copy(update={"precision": each}), weights)
+            for each in ("float32", precision)
         )
         mse = float(np.square(exact - fast, dtype=np.float64).mean())
         assert mse > 0
         assert 10 * np.log10(1 / mse) >= 50
 
-    def test_fuses_a_phantom_to_50_db_of_float32(self):
+    def test_fuse_a_phantom_to_50_db_of_float32(self, precision):
         phantom = make_phantom(0, shape=(96, 112, 96))
         z = phantom.t1w.shape[2] // 2
         mri = phantom.t1w[:, :, z].T
         pet = phantom.pet[:, :, phantom.pet.shape[2] // 2].T
         pet = ndimage.zoom(pet, np.divide(mri.shape, pet.shape), order=1)
         mri, pet = (image / np.percentile(image, 99.5) for image in (mri, pet))
-        self.assert_close(*(image[None].astype(np.float32) for image in (mri, pet)), RANDOM)
+        slices = (image[None].astype(np.float32) for image in (mri, pet))
+        self.assert_close(*slices, RANDOM, precision)
 
     @pytest.mark.shared
-    def test_fuses_a_real_pair_with_real_weights_to_50_db_of_float32(self, shared, vgg19_weights):
+    def test_fuse_a_real_pair_with_real_weights_to_50_db_of_float32(
+        self, shared, vgg19_weights, precision
+    ):
         folder = shared / "data" / "bids" / "sub-harvard"
         images = []
         for path in (
@@ -387,7 +400,8 @@ class TestBfloat16:
             image = np.asarray(nibabel.load(path).dataobj[..., 47], np.float32).squeeze().T
             images.append((image / np.percentile(image[image > 0], 99.5))[None])
         assert images[0].shape == images[1].shape
-        self.assert_close(*images, resolve_weights(str(vgg19_weights), "vgg19"))
+        weights = resolve_weights(str(vgg19_weights), "vgg19")
+        self.assert_close(*images, weights, precision)
 
 
 class TestRefusals:

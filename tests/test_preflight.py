@@ -127,6 +127,23 @@ class TestLines:
         assert f"HALF AS FAST, AND OTHER LAST BITS, on {TWO}" in line.found
         assert ONE not in line.found
 
+    def test_convolutions_of_8_bits_that_a_processor_lacks(self):
+        (line,) = preflight_checks.network_check(answered(in_int8=False), recipe_of())
+        assert line.state == "fails"
+        assert f"no convolutions of 8 bits on {TWO}" in line.found
+        assert "VNNI" in line.mend
+        assert ONE not in line.found
+
+    @pytest.mark.parametrize("reads", [True, False])
+    def test_of_8_bits_only_who_reads_the_network_is_asked(self, monkeypatch, tmp_path, reads):
+        monkeypatch.setattr(inspection, "has_int8", lambda: False)
+        recipe = recipe_of()
+        recipe = replace(recipe, method=recipe.method.model_copy(update={"precision": "int8"}))
+        question = Question(recipe, reads, (32, 32), (), str(tmp_path), "worker-0")
+        found = inspection.inspect(question)
+        assert found.in_int8 is not reads
+        assert found.network == ""  # one line says it, and its mend
+
     @pytest.mark.parametrize(
         ("precision", "needs_gpu", "reads", "quick"),
         [

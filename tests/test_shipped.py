@@ -17,11 +17,13 @@ from fusionflow.correlations import sum_of_correlations
 from fusionflow.errors import ChecksumError, WeightsNotFoundError
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
+from fusionflow.int8 import has_int8
 from fusionflow.kept import Kept
 from fusionflow.phantom import make_phantom
 from fusionflow.ssim import structural_similarity
 
 METHOD = METHODS["dwt-vgg19"]
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here")
 
 
 @pytest.fixture
@@ -146,13 +148,14 @@ class TestUse:
         for m, p, fused in zip(mri, pet, along[0.5], strict=True):
             assert sum_of_correlations(m, p, fused) > sum_of_correlations(m, p, (m + p) / 2) + 0.1
 
-    def test_half_the_digits_give_50_db_of_all(self, head):
+    @pytest.mark.parametrize("shorter", ["bfloat16", pytest.param("int8", marks=needs_int8)])
+    def test_fewer_digits_give_50_db_of_all(self, head, shorter):
         exact, fast = (
             fuse_slices(
                 *(source[:2] for source in head),
                 make_recipe(METHOD.model_copy(update={"precision": precision})),
             ).astype(np.float64)
-            for precision in ("float32", "bfloat16")
+            for precision in ("float32", shorter)
         )
         error = np.square(exact - fast).mean(axis=(1, 2))
         assert (error > 0).all()
