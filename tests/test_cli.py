@@ -266,13 +266,14 @@ def test_one_bad_scan_and_another_method_still_end_with_3(bids, tmp_path):
     assert "3 fused, 0 unchanged, 1 failed" in run.stdout
 
 
-def test_weights_for_a_method_without_network(bids, tmp_path):
+@pytest.mark.parametrize(("option", "value"), [("weights", "random:0"), ("precision", "int8")])
+def test_what_a_method_without_network_has_no_use_for(bids, tmp_path, option, value):
     result = CliRunner().invoke(
         main,
-        ["run", str(bids), str(tmp_path / "o"), "--method", "maximum", "--weights", "random:0"],
+        ["run", str(bids), str(tmp_path / "o"), "--method", "maximum", f"--{option}", value],
     )
     assert result.exit_code == 2
-    assert "reads no network" in result.output
+    assert f"reads no network, so --{option} means nothing" in result.output
 
 
 def test_nothing_runs_without_weights(bids, tmp_path):
@@ -298,6 +299,11 @@ def test_nothing_runs_without_weights(bids, tmp_path):
             "sub-77",
         ),
         (["--method", "dwt-vgg19-l1", "--weights", "random:x"], "not a whole number"),
+        (["--precision", "int8", "--gpu", "required"], "ask for bfloat16, or for no GPU"),
+        (
+            ["--precision", "int8", "--method", "dwt-densenet121-l1", "--weights", "random:0"],
+            "densenet121 has a layer BatchNorm2d",
+        ),
         (["cohort"], "is not one of 'participant', 'group'"),
         (["--reference-region", "pons"], "ask for suvr (--pet-units suvr)"),
         (
@@ -334,11 +340,13 @@ def test_yaml_and_options_together(bids, tmp_path):
         main,
         ["run", str(bids), str(tmp_path / "out"), "--config", str(options),
          "--participant-label", "03", "--session-label", "ses-baseline", "--mem-mb", "4000",
-         "--work-dir", str(tmp_path / "scratch"), "--weights", "random:4"],
+         "--work-dir", str(tmp_path / "scratch"), "--weights", "random:4",
+         "--precision", "bfloat16"],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     scan = ff.open_cohort(tmp_path / "out").scan("sub-03_ses-baseline")
     assert scan.attrs["method"]["temperature"] == 0.25
+    assert scan.attrs["method"]["precision"] == "bfloat16"
     assert scan.attrs["region"] == "mask"
     assert scan.attrs["weights"].startswith("random:4 (RANDOM")
     assert "WARNING weights of vgg19: random:4 (RANDOM" in result.output
