@@ -23,8 +23,8 @@ from fusionflow.weights import Normalisation
 
 needs_int8 = pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here")
 METHOD = METHODS["dwt-vgg19-l1"].model_copy(update={"weights": "random:1", "precision": "int8"})
-#: Of a tap's largest activity, and of all of them as a whole. Measured behind four convolutions in 8
-#: bits with random weights: 3.5 and 3.0 %; a step left out, or taken twice, makes more than 30 %.
+#: Of a tap's largest activity, and of all of them as a whole. Measured behind four convolutions
+#: with random weights: 3.5 and 3.0 %; a step left out, or taken twice, makes more than 30 %.
 CLOSE, CLOSE_AS_A_WHOLE = 0.06, 0.05
 
 

@@ -33,15 +33,22 @@ from fusionflow.trunk import Trunk
 _BANDS = ((129, 129), (56, 47))
 
 
+def local(
+    features: torch.Tensor, blank: torch.Tensor, window: int, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Return what a rule reads of a tap, beginning with its features."""
+    return fusion.local_activity((features - blank).abs_(), window, shape)
+
+
 def activities(
-    trunk: Trunk, images: torch.Tensor, window: int, local: Callable[..., torch.Tensor]
+    trunk: Trunk, images: torch.Tensor, window: int, read: Callable[..., torch.Tensor]
 ) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """Return what makes activities at all taps of images of that size."""
     shape = images.shape[-2:]
     blank = trunk.of_nothing(*shape, 0.5)
 
     def active(images: torch.Tensor) -> list[torch.Tensor]:
-        return trunk.reduced(images, lambda tap, x: local(x, blank[tap], window, shape))
+        return trunk.reduced(images, lambda tap, x: read(x, blank[tap], window, shape))
 
     return active
 
@@ -54,10 +61,10 @@ def measure(method: Method, shape: tuple[int, int], given: Namespace, result: Re
     if weights is None:
         raise ValueError(f"{method.name} reads no network")
     trunk = load_trunk(weights, method.taps, "cpu", method.precision)
-    compiled = torch.compile(fusion.local_activity, dynamic=False, fullgraph=True)
+    compiled = torch.compile(local, dynamic=False, fullgraph=True)
     with arithmetic("cpu", method.precision):
         calls = {
-            "as it is": activities(trunk, images, method.window, fusion.local_activity),
+            "as it is": activities(trunk, images, method.window, local),
             "taps compiled": activities(trunk, images, method.window, compiled),
         }
         found: dict[str, list[torch.Tensor]] = {}

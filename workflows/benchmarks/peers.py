@@ -1,7 +1,8 @@
 """How long every method takes for a pair of slices, beside how good its result is.
 
-Every built-in method that runs with the weights at hand, and the pictures that published networks
-made of the same pairs, on one thread; the figures are those of `fusionflow benchmark`.
+Every built-in method that runs with the weights at hand, some in fewer digits, and the pictures
+that published networks made of the same pairs, on one thread; the figures are those of `fusionflow
+benchmark`.
 
     python workflows/benchmarks/peers.py --data ../shared/data --weights ../shared/weights
 """
@@ -13,6 +14,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from measure import Cell, Result, in_turn, options, ratios, seconds, spread
@@ -20,14 +22,16 @@ from volumes import AS_IN_HEADER, phantom_pair
 
 from fusionflow.benchmark import pairs_of_folder, run_benchmark
 from fusionflow.benchmark_front import SIX
-from fusionflow.config import METHODS
+from fusionflow.config import METHODS, Precision
 from fusionflow.conform import conform
 from fusionflow.graph import make_recipe
 from fusionflow.images import Sources, fuse_slices
+from fusionflow.int8 import has_int8
 from fusionflow.stages import Recipe
 from fusionflow.weights import OFFLINE_VARIABLE, WEIGHTS_DIR_VARIABLE
 
 REFERENCE = "dwt-max"
+_IN_FEWER_DIGITS = ("dwt-vgg19", "dwt-vgg19-l1")
 
 
 def find_pairs(given: Namespace, result: Result) -> dict[str, Sources]:
@@ -76,6 +80,13 @@ def main() -> None:
         if folder.is_dir()
     }
     methods = [METHODS[name] for name in given.methods]
+    methods += [
+        method.model_copy(update={"name": f"{method.name} {precision}", "precision": precision})
+        for method in methods
+        if method.name in _IN_FEWER_DIGITS
+        for precision in get_args(Precision)[1:]
+        if precision != "int8" or has_int8()
+    ]
     table = run_benchmark(pairs, methods, peers, repeats=0, tell=print)
     for name, why in table.not_run.items():
         result.skip(f"{name}: {why}")
