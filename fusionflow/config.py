@@ -34,7 +34,7 @@ from fusionflow.plugins import plugin, plugin_names
 _GROUP = "fusionflow.methods"
 
 #: Raised by one whenever the same options would give other voxels or other figures.
-ALGORITHM_VERSION = 5
+ALGORITHM_VERSION = 4
 
 #: Arithmetic of a network.
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -371,7 +371,8 @@ class RunConfig(Options):
 
     @model_validator(mode="after")
     def _eight_bits_are_of_processors(self) -> RunConfig:
-        if self.method.precision == "int8" and self.cluster.needs_gpu:
+        reads = self.method.backbone is not None
+        if reads and self.method.precision == "int8" and self.cluster.needs_gpu:
             raise ValueError(
                 "precision int8 is arithmetic of processors, but the cluster is to use GPUs: ask "
                 "for bfloat16, or for no GPU (--gpu never)"

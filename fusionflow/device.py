@@ -197,10 +197,15 @@ def _refusal(forward: Callable[[slice], None], part: slice) -> str | None:
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _first_line(error)
     except RuntimeError as error:
-        if not any(text in str(error) for text in _NO_MEMORY):
+        if not says_no_memory(error):
             raise
         return _first_line(error)
     return None
+
+
+def says_no_memory(error: BaseException) -> bool:
+    """Whether an error that may be anything is of memory that was not enough."""
+    return any(text in str(error) for text in _NO_MEMORY)
 
 
 def _first_line(error: BaseException) -> str:

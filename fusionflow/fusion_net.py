@@ -309,8 +309,8 @@ class FusionNet(nn.Module):
         mri, pet : Tensor, (n, 4, y', x') float32
             As `read` takes them.
         nonzero : sequence of int
-            Which of the n * 2 * 4 images, slice by slice and the MRI's bands first, hold anything;
-            the others are not shown to the backbone.
+            Which of the n * 2 * 4 images, slice by slice and the MRI's bands first, hold anything,
+            at least one; the others are not shown to the backbone.
         batch : Batch
             How many images go at a time.
 
@@ -332,13 +332,14 @@ class FusionNet(nn.Module):
 
                 def reduce(index: int, activity: torch.Tensor, chosen: list[int] = chosen) -> None:
                     with torch.autocast(activity.device.type, enabled=False):
-                        found = head.together(index, activity.float())
+                        found = head.together(index, activity)
                     if index not in seen:
                         room = found.new_zeros((len(images), *found.shape[-2:], head.seen))
                         seen[index] = room.movedim(-1, 1)
                     seen[index][chosen] = found
 
-                trunk.activities(images[chosen][:, None] + empty, empty, reduce)
+                shown = images[chosen][:, None] + empty
+                trunk.activities(shown, empty, reduce, dtype=torch.float32)
         return [seen[index] for index in range(trunk.tap_count)]
 
     def weigh(

@@ -7,6 +7,11 @@ digits as one of large ones. A step is 1/127 of an image's largest difference, w
 there are; weights have a step for each output channel. Products are summed exactly, in 32 bits.
 The first convolution, ReLU, pooling and what taps give are float32.
 
+Nothing is clipped, and beside a lesion that is a hundred times as bright as white all else would be
+less than a step. So where an image is brighter than a few times white, differences are cut in two:
+what lies within bounds, with steps of its own, and what is beyond. Convolutions then take twice as
+long for this image.
+
 The convolutions are oneDNN's, as torch calls them for networks that were quantised for its
 compiler. With VNNI, or AMX, they take a quarter of the time of float32's by the definition.
 """
@@ -22,7 +27,8 @@ from torch import nn
 from torch.nn import functional
 
 from fusionflow.cpu_layers import Convolution3x3, MaxPool, is_untouched
-from fusionflow.errors import ConfigurationError
+from fusionflow.device import says_no_memory
+from fusionflow.errors import ConfigurationError, PlacementError
 from fusionflow.trunk import SizeMaps, Trunk
 
 __all__ = ["Int8Trunk", "check_layers", "has_int8"]
@@ -31,6 +37,8 @@ T = TypeVar("T")
 
 #: Steps from nothing to the largest difference, or weight.
 _STEPS: Final = 127
+#: Contrast of an image, 1 from black to white, from which on its differences are cut in two.
+_BRIGHT: Final = 2.0
 #: What no difference at all is stored as, for oneDNN takes images without a sign.
 _MIDDLE: Final = 128
 #: Of an image's largest difference, below which there is none: dividing by it gives infinity.
@@ -44,6 +52,11 @@ def has_int8() -> bool:
     """Whether torch has such convolutions, and they are right on this processor.
 
     Without VNNI pairs of products are summed in 16 bits, which large ones overflow.
+
+    Raises
+    ------
+    RuntimeError
+        If there was no memory to try it.
     """
     layer = nn.Conv2d(64, 16, 3, padding=1, bias=False)
     layer.requires_grad_(requires_grad=False).weight.fill_(1.0)
@@ -53,8 +66,10 @@ def has_int8() -> bool:
         wanted = layer(images)
         try:
             found = _Convolution(layer)(images.clone(), 1.0)
-        except (AttributeError, RuntimeError, TypeError):  # a torch that has them not, or otherwise
-            return False
+        except (AttributeError, RuntimeError, TypeError) as error:
+            if says_no_memory(error):
+                raise
+            return False  # a torch that has them not, or otherwise
         return bool(torch.allclose(found, wanted, atol=1e-2))
 
 
@@ -76,8 +91,8 @@ def check_layers(layers: Iterable[nn.Module], name: str) -> None:
             )
         ):
             raise ConfigurationError(
-                f"precision int8 is for plain sequences of convolutions, ReLU and max-poolings; "
-                f"{name} has a layer {type(layer).__name__} that is none of them, or more than one",
+                "precision int8 is for sequences of convolutions that pad with so many zeros, ReLU "
+                f"and max-poolings, with nothing beyond; {name} has another layer, {layer}",
                 "Take precision float32 or bfloat16",
             )
 
@@ -96,7 +111,9 @@ class Int8Trunk:
     ------
     ConfigurationError
         If the trunk has other layers than convolutions, ReLU and max-poolings, or is not on a
-        processor, or the processor multiplies no such integers.
+        processor.
+    PlacementError
+        If the processor multiplies no such integers.
     """
 
     def __init__(self, trunk: Trunk) -> None:
@@ -111,7 +128,7 @@ class Int8Trunk:
                 "precision int8: the first layer says in words how it pads", "Say it in numbers"
             )
         if not has_int8():
-            raise ConfigurationError(
+            raise PlacementError(
                 "precision int8: this processor, or torch on it, has no convolutions of 8 bits",
                 "Take precision float32, or processors with VNNI",
             )
@@ -133,9 +150,14 @@ class Int8Trunk:
         return self._trunk.tap_count
 
     def activities(
-        self, images: torch.Tensor, empty: float, reduce: Callable[[int, torch.Tensor], T]
+        self,
+        images: torch.Tensor,
+        empty: float,
+        reduce: Callable[[int, torch.Tensor], T],
+        *,
+        dtype: torch.dtype | None = None,
     ) -> list[T]:
-        """Read how far the taps are from what they see of an empty image."""
+        """Read how far the taps are from what they see of an empty image; at least one image."""
         if len(images) == 1:
             return [reduce(tap, found) for tap, found in enumerate(self._read(images, empty))]
         each = [list(self._read(image[None], empty)) for image in images]
@@ -145,7 +167,9 @@ class Int8Trunk:
         """Yield the activity of every tap, one after the other."""
         rows, columns = image.shape[-2:]
         maps = iter(self._maps.get((rows, columns, empty), lambda: self._made(image, empty)))
-        x, sizes = self._first(image - empty), None
+        x, sizes = image - empty, None
+        dim = min(1.0, _BRIGHT / max(float(x.abs().amax()), _LEAST))
+        x = self._first(x)
         for step, index in self._steps:
             if step == "tap":
                 sizes = x.abs()
@@ -155,7 +179,7 @@ class Int8Trunk:
             if step == "convolve":
                 if sizes is None:
                     largest = float(_in_memory(x).abs().amax())
-                x = self._convolutions[index](x, largest)
+                x = self._convolutions[index](x, largest, dim * largest)
             elif step == "rectify":
                 x = torch.maximum(x, next(maps)).add_(next(maps))
             elif step == "add":
@@ -166,11 +190,13 @@ class Int8Trunk:
                 x = self._trunk.rest[index - 1](x)
             sizes = None
 
+    @torch.inference_mode()
     def _made(self, image: torch.Tensor, empty: float) -> list[torch.Tensor]:
         """Return what the steps need of an empty image of that size, in their order."""
-        features = [self._trunk.before_rest(torch.full_like(image, empty))]
-        for layer in self._trunk.rest:
-            features.append((nn.ReLU() if isinstance(layer, nn.ReLU) else layer)(features[-1]))
+        with torch.autocast("cpu", enabled=False):
+            features = [self._trunk.before_rest(torch.full_like(image, empty))]
+            for layer in self._trunk.rest:
+                features.append((nn.ReLU() if isinstance(layer, nn.ReLU) else layer)(features[-1]))
         features = [item.contiguous(memory_format=torch.channels_last) for item in features]
         found = []
         for step, index in self._steps:
@@ -244,7 +270,9 @@ class _Convolution(nn.Module):
             steps, self._step, 1.0, _MIDDLE, *self._how, None
         )
 
-    def forward(self, difference: torch.Tensor, largest: float) -> torch.Tensor:
+    def forward(
+        self, difference: torch.Tensor, largest: float, bound: float | None = None
+    ) -> torch.Tensor:
         """Return the difference that it makes, (1, channels, y', x') float32.
 
         Parameters
@@ -253,7 +281,13 @@ class _Convolution(nn.Module):
             Of features from those of nothing; it is overwritten.
         largest : float
             The largest of them, without its sign.
+        bound : float, optional
+            If that is less, what is within it and what is beyond have steps of their own.
         """
+        if bound is not None and bound < largest:
+            within = difference.clamp(-bound, bound)
+            beyond = self(difference.sub_(within), largest - bound)
+            return beyond.add_(self(within, bound))
         step = 1.0 if largest <= _LEAST else largest / _STEPS  # not a number stays none
         steps = _in_memory(difference).mul_(1 / step).round_().to(torch.int8)
         # -127 to 127 become 1 to 255 where the bit of the sign is turned.

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fusionflow.config import RunConfig
+from fusionflow.config import Precision, RunConfig
 from fusionflow.errors import FusionflowError, GridError, WeightsError
 from fusionflow.frames import frame_weights, parse_frames
 from fusionflow.graph import make_recipe
+from fusionflow.int8 import has_int8
 from fusionflow.io.files import relative_to
 from fusionflow.io.inputs import find_scans
 from fusionflow.io.nifti import ImageHeader, Volume, grid_of, read_header
@@ -32,8 +33,8 @@ from fusionflow.transform import check_levels
 #: beside what it needs to be there at all, and to have a network.
 _BYTES_A_VOXEL = 11
 _BYTES_A_PIXEL_OF_NETWORK = 2_000
-#: Of those, what Winograd's convolutions keep for their next call.
-_BYTES_A_PIXEL_KEPT = 300
+#: Of those, what is kept for the next slice: by Winograd's convolutions, or as maps for int8.
+_BYTES_A_PIXEL_KEPT = {"float32": 300, "bfloat16": 300, "int8": 800}
 BYTES_OF_A_WORKER = 670e6
 _BYTES_OF_A_NETWORK = 170e6
 #: Of a worker's memory, for itself and what scans in flight hold: there Dask begins to spill.
@@ -131,14 +132,18 @@ def plan(
         mask_rule(config.conform.mask)
     notes = list(found.notes)
     recipe: Recipe | None = None
+    timed: Recipe | None = None
     try:
-        recipe = make_recipe(config.method, config.region, mask=config.conform.mask)
+        recipe = timed = make_recipe(config.method, config.region, mask=config.conform.mask)
+        if recipe.method.precision == "int8" and not has_int8():  # workers may have it
+            notes.append("no estimate of time: this processor has no convolutions of 8 bits")
+            timed = None
     except WeightsError as error:
         notes.append(f"no estimate of time: {error}")
     scans, excluded = [], list(found.excluded)
     for scan in found.scans:
         try:
-            scans.append(_outlook(scan, found.root, config, recipe))
+            scans.append(_outlook(scan, found.root, config, recipe, timed))
         except FusionflowError as error:
             excluded.append(Excluded(scan.label, str(error), broken=True))
     return Outlooks(tuple(scans), tuple(excluded), tuple(notes))
@@ -166,7 +171,9 @@ def bytes_for_scans(limits: Iterable[float], *, reads_network: bool) -> float:
     return sum(max(0.0, limit * _SHARE - bare) for limit in limits)
 
 
-def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
+def memory_needed(
+    voxels: int, pixels: int, *, reads_network: bool, precision: Precision = "float32"
+) -> float:
     """Return about how many bytes a worker needs for a scan.
 
     Parameters
@@ -177,10 +184,12 @@ def memory_needed(voxels: int, pixels: int, *, reads_network: bool) -> float:
         Of a slice.
     reads_network : bool
         Whether the method has a network.
+    precision : str
+        Of the method.
     """
     need = BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL
     if reads_network:  # one stage at a time
-        need += pixels * _BYTES_A_PIXEL_KEPT
+        need += pixels * _BYTES_A_PIXEL_KEPT[precision]
         need = max(need, BYTES_OF_A_WORKER + pixels * _BYTES_A_PIXEL_OF_NETWORK)
         need += _BYTES_OF_A_NETWORK
     return need
@@ -210,8 +219,10 @@ def _probe(recipe: Recipe, rows: int, columns: int) -> float:
     return (time.perf_counter() - began) / slices
 
 
-def _outlook(scan: Scan, root: Path, config: RunConfig, recipe: Recipe | None) -> Outlook:
-    """Look at the headers of one scan."""
+def _outlook(
+    scan: Scan, root: Path, config: RunConfig, recipe: Recipe | None, timed: Recipe | None
+) -> Outlook:
+    """Look at the headers of one scan; `timed` tells how long it takes, if anything does."""
     options = config.conform
     t1w, pet = read_header(scan.t1w), read_header(scan.pet)
     mri, uptake = grid_of(t1w), grid_of(pet)
@@ -241,8 +252,9 @@ def _outlook(scan: Scan, root: Path, config: RunConfig, recipe: Recipe | None) -
             voxels_held(t1w, pet, x * y * z),
             x * y,
             reads_network=bool(recipe and recipe.weights),
+            precision=config.method.precision,
         ),
-        seconds=None if recipe is None else seconds_a_slice(recipe, y, x) * z,
+        seconds=None if timed is None else seconds_a_slice(timed, y, x) * z,
     )
 
 

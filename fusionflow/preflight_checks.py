@@ -153,6 +153,8 @@ def gpus_check(
         )  # fmt: skip
     if recipe.weights is None:
         return Check("GPUs", "ok", "none needed: the method has no network")
+    if recipe.method.precision == "int8":
+        return Check("GPUs", "ok", "none: int8 is arithmetic of processors")
     if recipe.needs_gpu and blind:
         return Check(
             "GPUs", "note",
@@ -264,7 +266,12 @@ def memory_check(
     least, most_of_one = min(limits.values()), max(limits.values())
     reads = recipe.weights is not None
     needs = {
-        size.label: memory_needed(size.voxels, size.shape[1] * size.shape[2], reads_network=reads)
+        size.label: memory_needed(
+            size.voxels,
+            size.shape[1] * size.shape[2],
+            reads_network=reads,
+            precision=recipe.method.precision,
+        )
         for size in sizes
     }
     if not needs:

@@ -36,18 +36,25 @@ class TapReader(Protocol):
         ...
 
     def activities(
-        self, images: torch.Tensor, empty: float, reduce: Callable[[int, torch.Tensor], T]
+        self,
+        images: torch.Tensor,
+        empty: float,
+        reduce: Callable[[int, torch.Tensor], T],
+        *,
+        dtype: torch.dtype | None = None,
     ) -> list[T]:
         """Read how far the taps are from what they see of an empty image, one tap after the other.
 
         Parameters
         ----------
         images : Tensor, (n, 1, y, x) float32
-            Grey images, 0 black and 1 white.
+            Grey images, 0 black and 1 white; at least one.
         empty : float
             What an image of nothing has everywhere.
         reduce : callable
             Takes the number of a tap and its activity, (n, channels, y', x'), non-negative.
+        dtype : torch.dtype, optional
+            In which differences are taken; by default that of the features.
 
         Returns
         -------
@@ -171,14 +178,22 @@ class Trunk(nn.Module):
         return self.reduced(images, lambda _, features: features)
 
     def activities(
-        self, images: torch.Tensor, empty: float, reduce: Callable[[int, torch.Tensor], T]
+        self,
+        images: torch.Tensor,
+        empty: float,
+        reduce: Callable[[int, torch.Tensor], T],
+        *,
+        dtype: torch.dtype | None = None,
     ) -> list[T]:
         """Read how far the taps are from what they see of an empty image, see `TapReader`."""
         rows, columns = images.shape[-2:]
         blank = self.of_nothing(rows, columns, empty)
-        return self.reduced(
-            images, lambda tap, features: reduce(tap, (features - blank[tap]).abs_())
-        )
+
+        def of_tap(tap: int, features: torch.Tensor) -> T:
+            kind = dtype or features.dtype
+            return reduce(tap, (features.to(kind) - blank[tap].to(kind)).abs_())
+
+        return self.reduced(images, of_tap)
 
     def reduced(self, images: torch.Tensor, reduce: Callable[[int, torch.Tensor], T]) -> list[T]:
         """Read the taps one by one, so that only one holds memory at a time.

@@ -302,7 +302,7 @@ def test_nothing_runs_without_weights(bids, tmp_path):
         (["--precision", "int8", "--gpu", "required"], "ask for bfloat16, or for no GPU"),
         (
             ["--precision", "int8", "--method", "dwt-densenet121-l1", "--weights", "random:0"],
-            "densenet121 has a layer BatchNorm2d",
+            "densenet121 has another layer, BatchNorm2d",
         ),
         (["cohort"], "is not one of 'participant', 'group'"),
         (["--reference-region", "pons"], "ask for suvr (--pet-units suvr)"),

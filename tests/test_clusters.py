@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import dask
 import distributed
@@ -230,6 +231,32 @@ class TestLocalWorkers:
 
         with clusters.connect(ClusterOptions(n_workers=1)) as client:
             assert client.run_on_scheduler(milliseconds) == 100
+
+    def test_of_two_clusters_the_first_that_ends_takes_nothing_from_the_other(self):
+        def patience():
+            return dask.config.get("distributed.deploy.lost-worker-timeout")
+
+        before, environment = patience(), dict(os.environ)
+        with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
+            for stack in (one, other):
+                stack.enter_context(clusters.connect(ClusterOptions(n_workers=1)))
+            one.close()
+            assert patience() == "7 days"
+        assert patience() == before
+        assert dict(os.environ) == environment
+
+    def test_that_threads_start_at_once_do_not_mix_up_their_environment(self, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        before = dict(os.environ)
+
+        def threads_of_one(_):
+            with clusters.connect(ClusterOptions(n_workers=1)) as client:
+                return client.run(lambda: os.environ["OMP_NUM_THREADS"])
+
+        with ThreadPoolExecutor(2) as pool:
+            for found in pool.map(threads_of_one, range(2)):
+                assert list(found.values()) == ["1"]
+        assert dict(os.environ) == before
 
     def test_leave_the_environment_of_their_client_alone(self, monkeypatch):
         for name in ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS"):

@@ -23,6 +23,7 @@ from strategies import (
 
 from fusionflow.backbones import BACKBONES, load_trunk, resolve_weights
 from fusionflow.config import METHODS, Method, Wavelet
+from fusionflow.device import arithmetic
 from fusionflow.errors import ConfigurationError, InputError
 from fusionflow.fusion import (
     RULES,
@@ -215,6 +216,13 @@ class TestActivity:
         trunk = load_trunk(RANDOM, VGG19.taps, "cpu", precision)
         nothing = activity(np.zeros(shape, np.float32), band, level, trunk, method)
         assert_array_equal(nothing, np.zeros((3, *shape), np.float32))
+        if min(shape[1:]) < 20:  # too small for the taps: `activity` shows no such image
+            return
+        empty = 0.0 if band == "a" else 0.5
+        shown = torch.full((shape[0], 1, *shape[1:]), empty)
+        with arithmetic("cpu", precision):
+            for tap in trunk.activities(shown, empty, lambda _, found: found):
+                assert not tap.any()
 
     @pytest.mark.parametrize("band", "ahvd")
     def test_nothing_has_none_beside_something_in_the_same_batch(self, band):

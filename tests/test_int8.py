@@ -14,10 +14,11 @@ from torch.testing import assert_close
 from fusionflow import fusion, int8
 from fusionflow.backbones import BACKBONES, build_trunk, check_int8, load_trunk, resolve_weights
 from fusionflow.config import METHODS, RunConfig, validated
-from fusionflow.errors import ConfigurationError
+from fusionflow.errors import ConfigurationError, PlacementError
 from fusionflow.graph import make_recipe
 from fusionflow.int8 import Int8Trunk, has_int8
 from fusionflow.stages import torch_threads
+from fusionflow.trouble import Verdict, understand
 from fusionflow.trunk import Trunk
 from fusionflow.weights import Normalisation
 
@@ -123,11 +124,26 @@ class TestActivities:
             shown = 0.5 + contrast * (images(1) - 0.5)
             assert_near(activities(short, shown), activities(plain, shown))
 
-    def test_contrast_beyond_any_float_is_not_a_number_and_not_something_else(self):
-        _, short = trunks()
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e37])
+    def test_what_floats_do_not_hold_is_not_a_number_and_not_something_else(self, value):
+        plain, short = trunks()
         shown = images(1)
-        shown[..., 3, 3] = float("nan")
-        assert activities(short, shown)[-1].isnan().any()
+        shown[..., 3, 3] = value
+        for one, other in zip(activities(short, shown), activities(plain, shown), strict=True):
+            assert one.isfinite().all() == other.isfinite().all()
+
+    @pytest.mark.parametrize("times", [1.5, 5, 20, 1000])
+    def test_beside_a_hot_spot_the_rest_keeps_its_digits(self, times):
+        """Nothing is clipped before it is shown, for the hottest lesion is the finding."""
+        plain, short = trunks()
+        shown = images(1, 96, 96)
+        shown[..., 10:12, 10:12] = times
+        for one, other in zip(
+            activities(short, shown, 0.0), activities(plain, shown, 0.0), strict=True
+        ):
+            assert_close(one, other, rtol=0, atol=CLOSE * float(other.max()))
+            far = (..., slice(other.shape[-2] // 2, None), slice(other.shape[-1] // 2, None))
+            assert (one[far] - other[far]).norm() <= 2 * CLOSE_AS_A_WHOLE * other[far].norm()
 
     def test_images_do_not_know_of_each_other(self):
         _, short = trunks()
@@ -139,11 +155,10 @@ class TestActivities:
                 assert torch.equal(one[0], other[number])
 
     def test_the_threads_of_torch_change_no_bit(self):
-        _, short = trunks()
         found = []
         for threads in (1, 2):
             with torch_threads(threads):
-                found.append(activities(short, images(1, 129, 129)))
+                found.append(activities(trunks()[1], images(1, 129, 129)))
         assert all(map(torch.equal, *found))
 
     def test_what_is_shown_stays_as_it_is(self):
@@ -193,9 +208,18 @@ class TestWhere:
 
     def test_a_processor_that_lacks_it_is_refused(self, monkeypatch):
         monkeypatch.setattr(int8, "has_int8", lambda: False)
-        with pytest.raises(ConfigurationError, match="no convolutions of 8 bits") as error:
+        with pytest.raises(PlacementError, match="no convolutions of 8 bits") as error:
             trunks()
+        assert understand(error.value).verdict is Verdict.STOP  # for the scan is not at fault
         assert "VNNI" in error.value.mend
+
+    def test_that_there_was_no_memory_to_try_it_says_nothing_of_the_processor(self, monkeypatch):
+        def full(self, layer):
+            raise RuntimeError("could not create a primitive")
+
+        monkeypatch.setattr(int8._Convolution, "__init__", full)
+        with pytest.raises(RuntimeError, match="primitive"):
+            has_int8.__wrapped__()
 
     @pytest.mark.parametrize("kind", ["cuda", "local"])
     def test_gpus_are_refused_before_anything_starts(self, kind):
@@ -203,6 +227,8 @@ class TestWhere:
         with pytest.raises(ConfigurationError, match="arithmetic of processors"):
             validated({"method": METHOD.model_dump(), "cluster": cluster}, "run.yaml")
         validated({"method": METHOD.model_dump(), "cluster": cluster | {"gpu": "never"}}, "x")
+        no_network = METHODS["dwt-max"].model_dump() | {"precision": "int8"}
+        validated({"method": no_network, "cluster": cluster}, "x")
 
     def test_gpus_that_are_there_are_left_alone(self):
         assert not make_recipe(METHOD, gpus=2).needs_gpu
@@ -210,7 +236,7 @@ class TestWhere:
         assert make_recipe(other, gpus=2).needs_gpu
 
     def test_networks_that_are_no_plain_sequence_are_refused_by_name(self):
-        with pytest.raises(ConfigurationError, match=r"densenet121 has a layer BatchNorm2d"):
+        with pytest.raises(ConfigurationError, match=r"densenet121 has another layer, BatchNorm2d"):
             check_int8("densenet121", ("denseblock1",))
         for name in ("vgg19", "vgg16", "alexnet"):
             check_int8(name, BACKBONES[name].default_taps)
@@ -227,11 +253,11 @@ class TestWhere:
         ids=["padding in words", "padding of its own", "computed", "derived", "another"],
     )
     def test_layers_that_are_something_else(self, layer):
-        with pytest.raises(ConfigurationError, match="plain sequences"):
+        with pytest.raises(ConfigurationError, match="sequences of convolutions"):
             int8.check_layers([nn.ReLU(), layer], "a network")
 
     def test_a_run_finds_that_before_it_begins(self):
-        with pytest.raises(ConfigurationError, match="plain sequences"):
+        with pytest.raises(ConfigurationError, match="sequences of convolutions"):
             make_recipe(
                 METHODS["dwt-densenet121-l1"].model_copy(
                     update={"weights": "random:0", "precision": "int8"}

@@ -86,6 +86,17 @@ class TestPlan:
             assert item.memory_bytes > 1e8
             assert item.seconds > 0
 
+    def test_a_client_without_8_bits_has_no_estimate_and_no_scan_is_left_out(
+        self, monkeypatch, troubled
+    ):
+        """Workers may have what a login node lacks."""
+        monkeypatch.setattr(planning, "has_int8", lambda: False)
+        planned = plan(troubled, config(precision="int8"))
+        assert planned.scans
+        assert not any(item.broken for item in planned.excluded)
+        assert all(item.seconds is None for item in planned.scans)
+        assert any("no convolutions of 8 bits" in note for note in planned.notes)
+
     def test_a_process_looks_once_how_long_slices_of_a_size_take(self, monkeypatch):
         monkeypatch.setattr(planning, "_probed", Kept())
         fused = []

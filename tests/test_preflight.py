@@ -134,6 +134,12 @@ class TestLines:
         assert "VNNI" in line.mend
         assert ONE not in line.found
 
+    def test_who_works_in_8_bits_is_not_told_to_use_gpus(self):
+        recipe = recipe_of()
+        recipe = replace(recipe, method=recipe.method.model_copy(update={"precision": "int8"}))
+        line = preflight_checks.gpus_check(WORKERS, answered(cuda="NVIDIA H200"), recipe)
+        assert (line.state, line.found) == ("ok", "none: int8 is arithmetic of processors")
+
     @pytest.mark.parametrize("reads", [True, False])
     def test_of_8_bits_only_who_reads_the_network_is_asked(self, monkeypatch, tmp_path, reads):
         monkeypatch.setattr(inspection, "has_int8", lambda: False)

@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import dask
 import distributed
-from dask.utils import parse_timedelta
 from distributed.security import Security
 from distributed.utils import silence_logging_cmgr
 
@@ -20,6 +18,7 @@ from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.address import address_of, security_of
 from fusionflow.clusters.asides import finished
 from fusionflow.clusters.local import cuda, dask_log_level, local
+from fusionflow.clusters.longest import LongestTime
 from fusionflow.errors import ClusterError, ConfigurationError
 from fusionflow.placement import RESOURCE, workers_of
 
@@ -29,8 +28,9 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 30.0
 #: Seconds that a network may be gone at most before its connections are given up.
 _LONGEST_GAP = 3600.0
-#: Dask's setting for how long that is.
-_GAP = "distributed.comm.timeouts.tcp"
+#: As long as a client of another machine's scheduler lives: a connection is given up when nothing
+#: came through for that long, and each side has its own limit.
+_patience_with_the_network = LongestTime("distributed.comm.timeouts.tcp")
 #: Seconds between two looks for a worker, and until somebody is told that there is none yet.
 _LOOK = 0.2
 _TELL = 5.0
@@ -85,7 +85,8 @@ def connect(
         else:
             address = address_of(options, on_wait)
             stack.enter_context(silence_logging_cmgr(dask_log_level()))
-            stack.enter_context(_patience_with_the_network(options))
+            gap = min(options.patience, _LONGEST_GAP)
+            stack.enter_context(_patience_with_the_network.at_least(f"{gap}s"))
             client = stack.enter_context(_client(address, options, on_wait))
         await_workers(client, options.patience, on_wait=on_wait)
         yield client
@@ -104,15 +105,6 @@ def _starter(
 
         return kubernetes
     return cuda if options.kind == "cuda" else local
-
-
-def _patience_with_the_network(options: ClusterOptions) -> dask.config.set:
-    """Return what is to be set as long as a client of another machine's scheduler lives.
-
-    A connection is given up when nothing came through for that long; each side has its own limit.
-    """
-    limit = max(parse_timedelta(dask.config.get(_GAP)), min(options.patience, _LONGEST_GAP))
-    return dask.config.set({_GAP: f"{limit}s"})
 
 
 def _client(

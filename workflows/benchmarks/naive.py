@@ -210,8 +210,8 @@ def compare(pair: Pair, method: Method, given: Namespace, work: Path, result: Re
             gains[precision] = gain
         ours = f"`ff.run`, {cores} workers of one thread, {precision}"
         rows.append([ours, spread(found[precision]), gain, agreement])
-    best = max(gains, key=lambda precision: gains[precision]["median"])
-    result.goal(f"{name}: script / fastest run ({best})", gains[best], 3, at_most=False)
+    best = max(gains.values(), key=lambda gain: gain["median"], default=float("nan"))
+    result.goal(f"{name}: script / fastest run that agrees", best, 3, at_most=False)
     of_stages = spread(ratios(found["script"], found["stages"]))
     result.figures[f"{name}: script / stages on one thread"] = of_stages
     rows.append(["its bare stages, one thread, float32", spread(found["stages"]), of_stages, None])
