@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from fusionflow import fusion, fusion_net, learned
 from fusionflow.backbones import build_trunk
 from fusionflow.config import METHODS, Method, Wavelet
-from fusionflow.device import Batch
+from fusionflow.device import Batch, arithmetic
 from fusionflow.errors import (
     ChecksumError,
     ConfigurationError,
@@ -22,10 +23,14 @@ from fusionflow.errors import (
 )
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
+from fusionflow.int8 import has_int8
 from fusionflow.transform import decompose
 from fusionflow.weights import Weights
 
 TAPS = ("relu1_1", "relu2_1")
+
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here")
 
 
 def make(seed=0, *, reads_backbone=True, trained=False):
@@ -132,6 +137,32 @@ class TestPromises:
             assert torch.equal(one, other)
             assert not one[4:8].any()
             assert one[:4].any()
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_looking_is_reading_and_then_bringing_together(self, model, slices, precision):
+        net = learned.read_model(model)
+        mri, pet = (
+            torch.from_numpy(np.stack([band for _, _, band in bands.bands()], axis=1))[:2]
+            for bands in bands_of(*slices)
+        )
+        with arithmetic("cpu", precision):
+            seen = net.look(mri, pet, range(16), Batch(method_of(model)))
+            read = net.read(mri, pet, bfloat16=precision == "bfloat16")
+        with arithmetic("cpu", "float32"):
+            wanted = [net.head.together(index, tap) for index, tap in enumerate(read)]
+        for one, other in zip(seen, wanted, strict=True):
+            # A difference that was taken in bfloat16 would be 4e-3 off.
+            assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+    @needs_int8
+    def test_in_8_bits_nothing_depends_on_neighbours_either(self, model, slices):
+        recipe = make_recipe(method_of(model, precision="int8"))
+        together = fuse_slices(*slices, recipe)
+        for z in range(5):
+            alone = fuse_slices(slices[0][z : z + 1], slices[1][z : z + 1], recipe)
+            np.testing.assert_array_equal(alone[0], together[z])
+        exact = fuse_slices(*slices, make_recipe(method_of(model)))
+        assert 0 < np.abs(together - exact).max() < 0.05
 
     def test_batches_change_nothing(self, model, slices):
         methods = [method_of(model, batch=batch) for batch in (1, 3, 8, 16, 1024)]
