@@ -45,7 +45,7 @@ def pet_on_mri(
         sRGB.
     """
     both = np.asarray(_level(mri).astype(np.uint16) << 8 | _level(pet))
-    return _colours().take(both).view(np.uint8).reshape(*both.shape, 3)
+    return _colours().take(both.ravel()).view(np.uint8).reshape(*both.shape, 3)
 
 
 @dataclass(frozen=True, eq=False)
