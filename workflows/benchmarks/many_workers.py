@@ -52,8 +52,6 @@ from fusionflow.trouble import Trouble
 
 #: Of the scan whose tasks are sent: four slabs, one shard.
 _SHAPE = (94, 256, 256)
-#: Scans for each worker, at least: a flight has two for each thread, and the first are a burst.
-_TWO_WINDOWS = 4
 #: Of workers that look after nothing: a thousand of them share a processor.
 _QUIET = {
     "distributed.admin.system-monitor.interval": "1h",
@@ -231,7 +229,7 @@ def main() -> None:
         __doc__,
         1,
         workers={"type": int, "nargs": "+", "help": "10 100 300 1000 unless told."},
-        scans={"type": int, "help": "At each number, 1000 unless told; two windows at least."},
+        scans={"type": int, "help": "At each number of workers; 1000 unless told."},
         pause={"type": float, "default": 0.0, "help": "Seconds that a task takes."},
     )
     given.workers = sorted(given.workers or ((2, 4, 6) if given.quick else (10, 100, 300, 1000)))
@@ -244,9 +242,7 @@ def main() -> None:
         folder = Path(place)
         job, record = template(folder)
         found = {
-            count: measured(
-                job, record, count, max(given.scans, _TWO_WINDOWS * count), given.pause, folder
-            )
+            count: measured(job, record, count, given.scans, given.pause, folder)
             for count in given.workers
         }
     result.table(
