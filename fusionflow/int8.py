@@ -8,7 +8,7 @@ there are; weights have a step for each output channel. Products are summed exac
 The first convolution, ReLU, pooling and what taps give are float32.
 
 Nothing is clipped, and beside a lesion that is a hundred times as bright as white all else would be
-less than a step. So where an image is brighter than a few times white, differences are cut in two:
+less than a step. So where an image is more than twice as bright as white, differences are cut in two:
 what lies within bounds, with steps of its own, and what is beyond. Convolutions then take twice as
 long for this image.
 
@@ -168,7 +168,7 @@ class Int8Trunk:
         rows, columns = image.shape[-2:]
         maps = iter(self._maps.get((rows, columns, empty), lambda: self._made(image, empty)))
         x, sizes = image - empty, None
-        dim = min(1.0, _BRIGHT / max(float(x.abs().amax()), _LEAST))
+        share = min(1.0, _BRIGHT / max(float(x.abs().amax()), _LEAST))
         x = self._first(x)
         for step, index in self._steps:
             if step == "tap":
@@ -179,7 +179,7 @@ class Int8Trunk:
             if step == "convolve":
                 if sizes is None:
                     largest = float(_in_memory(x).abs().amax())
-                x = self._convolutions[index](x, largest, dim * largest)
+                x = self._convolutions[index](x, largest, share * largest)
             elif step == "rectify":
                 x = torch.maximum(x, next(maps)).add_(next(maps))
             elif step == "add":
