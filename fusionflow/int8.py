@@ -8,9 +8,9 @@ there are; weights have a step for each output channel. Products are summed exac
 The first convolution, ReLU, pooling and what taps give are float32.
 
 Nothing is clipped, and beside a lesion that is a hundred times as bright as white all else would be
-less than a step. So where an image is more than twice as bright as white, differences are cut in two:
-what lies within bounds, with steps of its own, and what is beyond. Convolutions then take twice as
-long for this image.
+less than a step. So where an image is more than twice as bright as white, differences are cut in
+two: what lies within bounds, with steps of its own, and what is beyond. Convolutions then take
+twice as long for this image.
 
 The convolutions are oneDNN's, as torch calls them for networks that were quantised for its
 compiler. With VNNI, or AMX, they take a quarter of the time of float32's by the definition.
