@@ -238,8 +238,8 @@ class TestLocalWorkers:
 
         before, environment = patience(), dict(os.environ)
         with contextlib.ExitStack() as one, contextlib.ExitStack() as other:
-            for stack in (one, other):
-                stack.enter_context(clusters.connect(ClusterOptions(n_workers=1)))
+            for stack in (one, other):  # without clients, of which the last is the current one
+                stack.enter_context(clusters.local.local(ClusterOptions(n_workers=1)))
             one.close()
             assert patience() == "7 days"
         assert patience() == before
