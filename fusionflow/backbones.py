@@ -326,7 +326,9 @@ def load_trunk(
     Raises
     ------
     ConfigurationError
-        If the network, or this processor, has no such arithmetic.
+        If the network, or the device, has no such arithmetic.
+    PlacementError
+        If this processor has none.
     """
     layout, in_int8 = memory_format(device, precision), precision == "int8"
     name = f"{weights.backbone}:{weights.identity}"

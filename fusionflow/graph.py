@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import dask
@@ -138,14 +139,13 @@ def make_recipe(
     WeightsNotFoundError
         If its weights are not there.
     """
-    weights = fusion.find_weights(method)
-    return stages.Recipe(
+    recipe = stages.Recipe(
         method=method,
-        weights=weights,
+        weights=fusion.find_weights(method),
         region=region,
-        needs_gpu=bool(gpus) and weights is not None and method.precision != "int8",
         plugins=plugins_of(method, mask),
     )
+    return replace(recipe, needs_gpu=bool(gpus) and recipe.suits_gpus)
 
 
 def fuse(

@@ -135,7 +135,8 @@ def plan(
     timed: Recipe | None = None
     try:
         recipe = timed = make_recipe(config.method, config.region, mask=config.conform.mask)
-        if recipe.method.precision == "int8" and not has_int8():  # workers may have it
+        in_int8 = recipe.weights is not None and recipe.method.precision == "int8"
+        if in_int8 and not has_int8():  # workers may have it
             notes.append("no estimate of time: this processor has no convolutions of 8 bits")
             timed = None
     except WeightsError as error:

@@ -176,7 +176,7 @@ def _others_came(
 
 def _needs_gpu(client: distributed.Client, recipe: Recipe, options: ClusterOptions) -> bool:
     """Whether fuse tasks are to ask for a GPU."""
-    if recipe.weights is None or options.gpu == "never" or recipe.method.precision == "int8":
+    if not recipe.suits_gpus or options.gpu == "never":
         return False
     return options.needs_gpu or advertised(client) > 0
 

@@ -153,7 +153,7 @@ def gpus_check(
         )  # fmt: skip
     if recipe.weights is None:
         return Check("GPUs", "ok", "none needed: the method has no network")
-    if recipe.method.precision == "int8":
+    if not recipe.suits_gpus:
         return Check("GPUs", "ok", "none: int8 is arithmetic of processors")
     if recipe.needs_gpu and blind:
         return Check(

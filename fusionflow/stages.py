@@ -54,6 +54,11 @@ class Recipe:
     needs_gpu: bool = False
     plugins: tuple[Plugin, ...] = ()
 
+    @property
+    def suits_gpus(self) -> bool:
+        """Whether a GPU could do what this has for one."""
+        return self.weights is not None and self.method.precision != "int8"
+
 
 class Seconds(NamedTuple):
     """What the stages of a slab took."""

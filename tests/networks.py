@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torchvision
 from torch import nn
 
+from fusionflow.int8 import has_int8
+
+needs_int8 = pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here")
+#: Every arithmetic of a network.
+PRECISIONS = ("float32", "bfloat16", pytest.param("int8", marks=needs_int8))
 #: Of ``features``: the convolutions up to conv3_1, which the real weights hold too.
 LAST_LAYER = 11
 

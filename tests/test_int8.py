@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import needs_int8
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
@@ -22,7 +23,6 @@ from fusionflow.trouble import Verdict, understand
 from fusionflow.trunk import Trunk
 from fusionflow.weights import Normalisation
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here")
 METHOD = METHODS["dwt-vgg19-l1"].model_copy(update={"weights": "random:1", "precision": "int8"})
 #: Of a tap's largest activity, and of all of them as a whole. Measured behind four convolutions
 #: with random weights: 3.5 and 3.0 %; a step left out, or taken twice, makes more than 30 %.

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import needs_int8
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -23,14 +24,10 @@ from fusionflow.errors import (
 )
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
-from fusionflow.int8 import has_int8
 from fusionflow.transform import decompose
 from fusionflow.weights import Weights
 
 TAPS = ("relu1_1", "relu2_1")
-
-
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here")
 
 
 def make(seed=0, *, reads_backbone=True, trained=False):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from networks import needs_int8
 
 import fusionflow
 from fusionflow import learned
@@ -17,13 +18,11 @@ from fusionflow.correlations import sum_of_correlations
 from fusionflow.errors import ChecksumError, WeightsNotFoundError
 from fusionflow.graph import make_recipe
 from fusionflow.images import fuse_slices
-from fusionflow.int8 import has_int8
 from fusionflow.kept import Kept
 from fusionflow.phantom import make_phantom
 from fusionflow.ssim import structural_similarity
 
 METHOD = METHODS["dwt-vgg19"]
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="no convolutions of 8 bits here")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import dask
 from dask.utils import parse_timedelta
@@ -27,14 +28,14 @@ class LongestTime:
         self._key = key
         self._lock = threading.Lock()
         self._wanted: list[str] = []
-        self._before = ""
+        self._before: Any = None
 
     @contextlib.contextmanager
     def at_least(self, time: str) -> Iterator[None]:
         """Have it at least so long for a while, and then as it was before anybody wanted any."""
         with self._lock:
             if not self._wanted:
-                self._before = str(dask.config.get(self._key))
+                self._before = dask.config.get(self._key)
             self._wanted.append(time)
             self._set()
         try:

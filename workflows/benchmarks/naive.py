@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,17 +35,17 @@ from volumes import (
     find_method,
     find_pair,
     in_memory,
+    precisions,
     thinned,
 )
 
 import fusionflow as ff
 from fusionflow import clusters
 from fusionflow.backbones import BACKBONES
-from fusionflow.config import ClusterOptions, Method, Precision, RunConfig
+from fusionflow.config import ClusterOptions, Method, RunConfig
 from fusionflow.conform import Conformed
 from fusionflow.cpu_layers import quickened
 from fusionflow.graph import make_recipe
-from fusionflow.int8 import has_int8
 from fusionflow.stages import Recipe
 from fusionflow.weights import read_state
 
@@ -176,8 +176,7 @@ def compare(pair: Pair, method: Method, given: Namespace, work: Path, result: Re
         precision: RunConfig(
             method=method.model_copy(update={"precision": precision}), conform=AS_IN_HEADER
         )
-        for precision in get_args(Precision)
-        if precision != "int8" or has_int8()
+        for precision in precisions()
     }
     outs: Iterator[Path] = (work / f"out{number}" for number in itertools.count())
     latest: dict[str, Path] = {}
@@ -261,7 +260,7 @@ def levers(pair: Pair, method: Method, given: Namespace, work: Path, result: Res
     }
     shorter = {
         precision: replace(recipe, method=method.model_copy(update={"precision": precision}))
-        for precision in ("bfloat16", *["int8"] * has_int8())
+        for precision in precisions()[1:]
     }
     variants = {
         **{name: lambda s=script: with_threads(1, s, scan) for name, script in rungs.items()},

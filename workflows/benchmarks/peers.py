@@ -14,19 +14,17 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from measure import Cell, Result, in_turn, options, ratios, seconds, spread
-from volumes import AS_IN_HEADER, phantom_pair
+from volumes import AS_IN_HEADER, phantom_pair, precisions
 
 from fusionflow.benchmark import pairs_of_folder, run_benchmark
 from fusionflow.benchmark_front import SIX
-from fusionflow.config import METHODS, Precision
+from fusionflow.config import METHODS
 from fusionflow.conform import conform
 from fusionflow.graph import make_recipe
 from fusionflow.images import Sources, fuse_slices
-from fusionflow.int8 import has_int8
 from fusionflow.stages import Recipe
 from fusionflow.weights import OFFLINE_VARIABLE, WEIGHTS_DIR_VARIABLE
 
@@ -84,8 +82,7 @@ def main() -> None:
         method.model_copy(update={"name": f"{method.name} {precision}", "precision": precision})
         for method in methods
         if method.name in _IN_FEWER_DIGITS
-        for precision in get_args(Precision)[1:]
-        if precision != "int8" or has_int8()
+        for precision in precisions()[1:]
     ]
     table = run_benchmark(pairs, methods, peers, repeats=0, tell=print)
     for name, why in table.not_run.items():

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from threading import Barrier
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import nibabel as nib
 import numpy as np
@@ -25,9 +25,10 @@ import torchvision
 from measure import Result
 from safetensors.torch import save_file
 
-from fusionflow.config import METHODS, ConformOptions, Method
+from fusionflow.config import METHODS, ConformOptions, Method, Precision
 from fusionflow.conform import Conformed, conform
 from fusionflow.graph import make_recipe
+from fusionflow.int8 import has_int8
 from fusionflow.io.nifti import read_volume
 from fusionflow.io.store import Layout
 from fusionflow.phantom import make_phantom
@@ -121,6 +122,11 @@ def find_method(name: str, given: Namespace, folder: Path, result: Result) -> Me
         return method.model_copy(update={"weights": str(files[0])})
     result.skip(f"no vgg19*.safetensors in {given.weights}; random weights stand in their place")
     return method.model_copy(update={"weights": str(random_vgg19(folder / "vgg19.safetensors"))})
+
+
+def precisions() -> list[Precision]:
+    """Return the arithmetic that networks can have here, float32 first."""
+    return [each for each in get_args(Precision) if each != "int8" or has_int8()]
 
 
 def random_vgg19(path: Path) -> Path:
