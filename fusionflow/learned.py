@@ -282,6 +282,10 @@ def load_model(weights: Weights, device: str = "cpu", precision: str = "float32"
         If the file is no longer the one that was found.
     WeightsError
         If it cannot be read.
+    ConfigurationError
+        If its network, or the device, has no such arithmetic.
+    PlacementError
+        If this processor has none.
     """
     if weights.is_random:
         raise ConfigurationError("A learned rule has no random weights", "Train it")

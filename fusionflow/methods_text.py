@@ -187,6 +187,13 @@ def _of_scaling(done: Sequence[dict[str, Any]], cited: set[str]) -> str:
     )
 
 
+#: Of a network, where it is not float32.
+_ARITHMETIC = {
+    "bfloat16": "bfloat16",
+    "int8": "8-bit integers, with 32-bit sums",
+}
+
+
 def _of_method(method: dict[str, Any], weights: str | None, cited: set[str]) -> str:
     transform = method.get("transform", {})
     levels = transform.get("levels", 0)
@@ -214,4 +221,7 @@ def _of_method(method: dict[str, Any], weights: str | None, cited: set[str]) -> 
             f"; activity is the l1-norm of the features of {method['backbone']} ({weights}) at "
             f"{taps}"
         )
+    arithmetic = _ARITHMETIC.get(str(method.get("precision")))
+    if arithmetic and weights:
+        text += f"; the network's arithmetic was {arithmetic}"
     return text + ", following Panesar & Ganatra (2024)."

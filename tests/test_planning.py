@@ -15,7 +15,7 @@ from strategies import published
 import fusionflow as ff
 from fusionflow import planning
 from fusionflow.cli import main
-from fusionflow.config import ConformOptions, InputOptions
+from fusionflow.config import METHODS, ConformOptions, InputOptions
 from fusionflow.errors import ConfigurationError, NoScansError
 from fusionflow.graph import make_recipe
 from fusionflow.kept import Kept
@@ -157,6 +157,26 @@ class TestText:
             "not quantitative PET",
         ):  # fmt: skip
             assert words in text
+
+    @pytest.mark.parametrize(
+        ("precision", "words"),
+        [("float32", None), ("bfloat16", "arithmetic was bfloat16"), ("int8", "8-bit integers")],
+    )
+    def test_says_in_how_few_digits_a_network_ran(self, precision, words):
+        method = METHODS["dwt-vgg19-l1"].model_copy(update={"precision": precision})
+        text = methods_text([published("sub-01", method=method.model_dump(mode="json"))])
+        assert ("arithmetic" in text) is (words is not None)
+        assert words is None or words in text
+        text = methods_text(
+            [
+                published(
+                    "sub-01",
+                    method={"name": "average", "rule": "average", "precision": precision},
+                    weights=None,
+                )
+            ]
+        )
+        assert "arithmetic" not in text
 
     def test_cites_nothing_that_was_not_used(self):
         record = published("sub-01", method={"name": "average", "rule": "average"}, weights=None)
