@@ -17,7 +17,7 @@ import distributed
 import psutil
 
 from fusionflow.cluster_options import ClusterOptions
-from fusionflow.clusters.longest import LongestTime
+from fusionflow.clusters.longest import A_WEEK, lost_workers
 from fusionflow.clusters.worker_settings import WORKER_SETTINGS, ZARR_CONCURRENCY, gpu_threads
 from fusionflow.errors import ClusterError, MissingExtraError
 from fusionflow.placement import RESOURCE
@@ -30,10 +30,6 @@ _MARGIN = 60
 _DASHBOARD_PORT = 8787
 #: Bytes that a local worker should have at least, where their number follows the machine.
 _WORKER_BYTES = 2e9
-#: Dask looks so long after it lost a worker whether its nanny brought it back, and else ends the
-#: nanny. One that is restarting a second time at that very moment would be lost for good.
-_LOST_WORKER_TIMEOUT = "7 days"
-_patience_with_nannies = LongestTime("distributed.deploy.lost-worker-timeout")
 #: Dask's settings and the environment are the process's: clusters begin one after another.
 _starting = threading.Lock()
 
@@ -44,7 +40,7 @@ def local(options: ClusterOptions, torch_threads: int = 1) -> Iterator[distribut
     _check_main_module()
     memory, threads = _memory(options), options.threads_per_worker or 1
     workers = options.n_workers or local_workers(memory, threads * torch_threads)
-    with _patience_with_nannies.at_least(_LOST_WORKER_TIMEOUT), contextlib.ExitStack() as stack:
+    with lost_workers.at_least(A_WEEK), contextlib.ExitStack() as stack:
         with _settings(options):
             cluster = distributed.LocalCluster(
                 n_workers=workers,
@@ -68,7 +64,7 @@ def cuda(options: ClusterOptions, torch_threads: int = 1) -> Iterator[distribute
     wanted = cuda_options(options, torch_threads)
     from dask_cuda import LocalCUDACluster
 
-    with _patience_with_nannies.at_least(_LOST_WORKER_TIMEOUT), contextlib.ExitStack() as stack:
+    with lost_workers.at_least(A_WEEK), contextlib.ExitStack() as stack:
         with _settings(options):
             cluster = LocalCUDACluster(**wanted)
         yield stack.enter_context(cluster)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import dask
 from dask.utils import parse_timedelta
 
-__all__ = ["LongestTime"]
+__all__ = ["A_WEEK", "LongestTime", "lost_workers"]
+
+A_WEEK: Final = "7 days"
 
 
 class LongestTime:
@@ -48,3 +50,8 @@ class LongestTime:
     def _set(self) -> None:
         longest = max([self._before, *self._wanted], key=parse_timedelta)
         dask.config.set({self._key: longest})
+
+
+#: Dask looks so long after it lost a worker whether that came back, and else ends its nanny, or
+#: cancels its job. One that is restarting at that very moment would be lost for good.
+lost_workers: Final = LongestTime("distributed.deploy.lost-worker-timeout")

@@ -16,6 +16,7 @@ import dask
 from fusionflow.cluster_options import ClusterOptions
 from fusionflow.clusters.address import security_of
 from fusionflow.clusters.local import dask_log_level, free_port, scheduler_settings
+from fusionflow.clusters.longest import A_WEEK, lost_workers
 from fusionflow.clusters.slurm_certificates import security_of_all_sides, write_certificates
 from fusionflow.clusters.slurm_shapes import shapes_of
 from fusionflow.clusters.slurm_site import log_folder, python_of, require_jobqueue, shared_folder
@@ -31,8 +32,6 @@ _DASHBOARD_PORT = 8787
 #: machine: a job that SLURM ends (walltime, preemption, `scancel`, a node that fails) counts
 #: against every task that its workers held, and is no fault of theirs.
 ALLOWED_FAILURES = 5
-#: Jobs that are gone are found by asking SLURM. Dask would cancel a job whose worker is restarting.
-_LOST_WORKER_TIMEOUT = "7 days"
 #: Seconds between two looks for the first worker, and until somebody is told why there is none.
 _LOOK, _TELL = 0.2, 3.0
 
@@ -42,7 +41,6 @@ def slurm_settings(options: ClusterOptions) -> dict[str, Any]:
     return {
         **scheduler_settings(options),
         "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
-        "distributed.deploy.lost-worker-timeout": _LOST_WORKER_TIMEOUT,
     }
 
 
@@ -81,6 +79,8 @@ def slurm(
     shapes = shapes_of(options, torch_threads)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(slurm_settings(options)))
+        # Jobs that are gone are found by asking SLURM.
+        stack.enter_context(lost_workers.at_least(A_WEEK))
         if options.tls is None:
             tls = write_certificates(stack.enter_context(private_folder(options)))
         else:
