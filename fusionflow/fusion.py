@@ -384,23 +384,27 @@ def activity(
         sent = to_device(coefficients, batch.device)
 
         def forward(part: slice) -> None:
-            def reduce(index: int, active: torch.Tensor) -> None:
-                local = local_activity(active, method.window, (rows, columns))
+            images = sent[part, None] * scale + empty
+            for index, l1 in enumerate(trunk.activities(images, empty, over_channels)):
+                local = over_window(l1, method.window, (rows, columns))
                 buffer[index, part].copy_(local, non_blocking=True)
-
-            trunk.activities(sent[part, None] * scale + empty, empty, reduce)
 
         batch.each(count, (rows, columns), forward)
     return arrived(buffer, batch.device)
 
 
-def local_activity(active: torch.Tensor, window: int, shape: tuple[int, int]) -> torch.Tensor:
-    """Return the mean activity of channels, over a window.
+def over_channels(_: int, active: torch.Tensor) -> torch.Tensor:
+    """Return the mean of activities over channels, (n, 1, y'', x'') float32."""
+    return active.mean(1, keepdim=True, dtype=torch.float32)
+
+
+def over_window(l1: torch.Tensor, window: int, shape: tuple[int, int]) -> torch.Tensor:
+    """Return the mean activity over a window.
 
     Parameters
     ----------
-    active : Tensor, (n, channels, y'', x'')
-        Of a tap, see `fusionflow.trunk.TapReader.activities`.
+    l1 : Tensor, (n, 1, y'', x'') float32
+        Of a tap, see `over_channels`.
     window : int
         Side of the window, odd.
     shape : tuple of int
@@ -410,7 +414,6 @@ def local_activity(active: torch.Tensor, window: int, shape: tuple[int, int]) ->
     -------
     Tensor, (n, y', x') float32
     """
-    l1 = active.mean(1, keepdim=True, dtype=torch.float32)
     local = functional.avg_pool2d(
         l1, window, stride=1, padding=window // 2, count_include_pad=False
     )

@@ -325,21 +325,22 @@ class FusionNet(nn.Module):
         images = _shown(mri, pet).flatten(0, 2)
         rows, columns = images.shape[-2:]
         seen: dict[int, torch.Tensor] = {}
+
+        def together(index: int, activity: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(activity.device.type, enabled=False):
+                return head.together(index, activity)
+
         for empty in sorted(set(_EMPTY)):
             alike = [index for index in nonzero if _EMPTY[index % len(BANDS)] == empty]
             for part in batch.spans(len(alike), rows * columns):
                 chosen = alike[part]
-
-                def reduce(index: int, activity: torch.Tensor, chosen: list[int] = chosen) -> None:
-                    with torch.autocast(activity.device.type, enabled=False):
-                        found = head.together(index, activity)
+                shown = images[chosen][:, None] + empty
+                taps = trunk.activities(shown, empty, together, dtype=torch.float32)
+                for index, found in enumerate(taps):
                     if index not in seen:
                         room = found.new_zeros((len(images), *found.shape[-2:], head.seen))
                         seen[index] = room.movedim(-1, 1)
                     seen[index][chosen] = found
-
-                shown = images[chosen][:, None] + empty
-                trunk.activities(shown, empty, reduce, dtype=torch.float32)
         return [seen[index] for index in range(trunk.tap_count)]
 
     def weigh(

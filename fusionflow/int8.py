@@ -18,9 +18,9 @@ compiler. With VNNI, or AMX, they take a quarter of the time of float32's by the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -29,11 +29,10 @@ from torch.nn import functional
 from fusionflow.cpu_layers import Convolution3x3, MaxPool, is_untouched
 from fusionflow.device import says_no_memory
 from fusionflow.errors import ConfigurationError, PlacementError
-from fusionflow.trunk import SizeMaps, Trunk
+from fusionflow.reach import Around, Felt, reach_of
+from fusionflow.trunk import ReduceTap, SizeMaps, Trunk
 
 __all__ = ["Int8Trunk", "check_layers", "has_int8"]
-
-T = TypeVar("T")
 
 #: Steps from nothing to the largest difference, or weight.
 _STEPS: Final = 127
@@ -89,10 +88,14 @@ def check_layers(layers: Iterable[nn.Module], name: str) -> None:
                 isinstance(layer, nn.Conv2d)
                 and (layer.padding_mode != "zeros" or isinstance(layer.padding, str))
             )
+            or (
+                isinstance(layer, nn.MaxPool2d)
+                and (layer.padding not in (0, (0, 0)) or layer.ceil_mode or layer.return_indices)
+            )
         ):
             raise ConfigurationError(
                 "precision int8 is for sequences of convolutions that pad with so many zeros, ReLU "
-                f"and max-poolings, with nothing beyond; {name} has another layer, {layer}",
+                f"and max-poolings that do not pad, with nothing beyond; {name} has another layer, {layer}",
                 "Take precision float32 or bfloat16",
             )
 
@@ -133,7 +136,9 @@ class Int8Trunk:
                 "Take precision float32, or processors with VNNI",
             )
         self._trunk = trunk
-        self._first_padding = trunk.padding
+        first = nn.Conv2d(3, 1, trunk.grey_weight.shape[-2:], trunk.stride, trunk.padding)
+        reaches = [reach_of(layer) for layer in (first, *trunk.rest)]
+        self._reaches = tuple(zip(*reaches, strict=True))
         self._maps = SizeMaps()
         with torch.inference_mode():
             self._first_weight = trunk.grey_weight.flatten(1).t().contiguous()
@@ -153,42 +158,45 @@ class Int8Trunk:
         self,
         images: torch.Tensor,
         empty: float,
-        reduce: Callable[[int, torch.Tensor], T],
+        reduce: ReduceTap,
         *,
         dtype: torch.dtype | None = None,
-    ) -> list[T]:
+    ) -> list[torch.Tensor]:
         """Read how far the taps are from what they see of an empty image; at least one image."""
-        if len(images) == 1:
-            return [reduce(tap, found) for tap, found in enumerate(self._read(images, empty))]
-        each = [list(self._read(image[None], empty)) for image in images]
-        return [reduce(tap, torch.cat(found)) for tap, found in enumerate(zip(*each, strict=True))]
+        each = [self._read(image[None], empty, reduce) for image in images]
+        return [torch.cat(found) for found in zip(*each, strict=True)]
 
-    def _read(self, image: torch.Tensor, empty: float) -> Iterator[torch.Tensor]:
-        """Yield the activity of every tap, one after the other."""
+    def _read(self, image: torch.Tensor, empty: float, reduce: ReduceTap) -> list[torch.Tensor]:
+        """Return what is wanted of every tap."""
         rows, columns = image.shape[-2:]
         maps = iter(self._maps.get((rows, columns, empty), lambda: self._made(image, empty)))
-        x, sizes = image - empty, None
+        x = image - empty
+        felt = Felt(self._reaches, x)
         share = min(1.0, _BRIGHT / max(float(x.abs().amax()), _LEAST))
-        x = self._first(x)
+        x, sizes = self._first(functional.pad(x, felt.around(0))), None
+        read = []
         for step, index in self._steps:
             if step == "tap":
                 sizes = x.abs()
                 largest = float(_in_memory(sizes).amax())
-                yield sizes
+                read.append(felt.whole(index, reduce(len(read), sizes)))
                 continue
             if step == "convolve":
                 if sizes is None:
                     largest = float(_in_memory(x).abs().amax())
-                x = self._convolutions[index](x, largest, share * largest)
+                around = felt.around(index)
+                x = self._convolutions[index](x, largest, share * largest, around=around)
             elif step == "rectify":
-                x = torch.maximum(x, next(maps)).add_(next(maps))
+                x = torch.maximum(x, felt.part(index, next(maps)), out=x)
+                x = x.add_(felt.part(index, next(maps)))
             elif step == "add":
-                x = x.add_(next(maps))
+                x = x.add_(felt.part(index, next(maps)))
             elif step == "subtract":
-                x = x.sub_(next(maps))
+                x = x.sub_(felt.part(index, next(maps)))
             else:
-                x = self._trunk.rest[index - 1](x)
+                x = self._trunk.rest[index - 1](functional.pad(x, felt.around(index)))
             sizes = None
+        return read
 
     @torch.inference_mode()
     def _made(self, image: torch.Tensor, empty: float) -> list[torch.Tensor]:
@@ -207,14 +215,12 @@ class Int8Trunk:
         return found
 
     def _first(self, difference: torch.Tensor) -> torch.Tensor:
-        """Return what the first layer makes of a difference, (1, channels, y', x')."""
-        weight, stride, padding = self._trunk.grey_weight, self._trunk.stride, self._first_padding
-        patches = functional.unfold(difference, weight.shape[-2:], padding=padding, stride=stride)
+        """Return what the first layer makes of a padded difference, (1, channels, y', x')."""
+        width, stride = self._trunk.grey_weight.shape[-2:], self._trunk.stride
+        patches = functional.unfold(difference, width, stride=stride)
         rows, columns = (
-            (side + 2 * pad - width) // step + 1
-            for side, pad, width, step in zip(
-                difference.shape[-2:], padding, weight.shape[-2:], stride, strict=True
-            )
+            (side - wide) // step + 1
+            for side, wide, step in zip(difference.shape[-2:], width, stride, strict=True)
         )
         features = torch.mm(patches[0].t(), self._first_weight)
         return features.view(1, rows, columns, -1).movedim(-1, 1)
@@ -265,13 +271,20 @@ class _Convolution(nn.Module):
         self._step = weight.abs().amax((1, 2, 3)).clamp_min(_LEAST) / _STEPS
         steps = (weight / self._step[:, None, None, None]).round_().to(torch.int8)
         self._zero = torch.zeros(len(weight), dtype=torch.int32)
-        self._how = [*map(list, (layer.stride, layer.padding, layer.dilation)), layer.groups]
+        y, x = layer.padding
+        self._around = (x, x, y, y)
+        self._how = [list(layer.stride), [0, 0], list(layer.dilation), layer.groups]
         self._weight = torch.ops.onednn.qconv_prepack(
             steps, self._step, 1.0, _MIDDLE, *self._how, None
         )
 
     def forward(
-        self, difference: torch.Tensor, largest: float, bound: float | None = None
+        self,
+        difference: torch.Tensor,
+        largest: float,
+        bound: float | None = None,
+        *,
+        around: Around | None = None,
     ) -> torch.Tensor:
         """Return the difference that it makes, (1, channels, y', x') float32.
 
@@ -283,16 +296,19 @@ class _Convolution(nn.Module):
             The largest of them, without its sign.
         bound : float, optional
             If that is less, what is within it and what is beyond have steps of their own.
+        around : tuple of int, optional
+            Places without any difference that are looked at, too; by default the layer's padding.
         """
         if bound is not None and bound < largest:
             within = difference.clamp(-bound, bound)
-            beyond = self(difference.sub_(within), largest - bound)
-            return beyond.add_(self(within, bound))
+            beyond = self(difference.sub_(within), largest - bound, around=around)
+            return beyond.add_(self(within, bound, around=around))
         step = 1.0 if largest <= _LEAST else largest / _STEPS  # not a number stays none
-        steps = _in_memory(difference).mul_(1 / step).round_().to(torch.int8)
+        steps = difference.mul_(1 / step).round_()
+        steps = steps.to(torch.int8, memory_format=torch.channels_last)
+        steps = functional.pad(steps, around or self._around)
         # -127 to 127 become 1 to 255 where the bit of the sign is turned.
-        levels = steps.view(torch.uint8).bitwise_xor_(_MIDDLE)
-        images = levels.view(1, *difference.shape[-2:], -1).movedim(-1, 1)
+        images = steps.view(torch.uint8).bitwise_xor_(_MIDDLE)
         found: torch.Tensor = torch.ops.onednn.qconv2d_pointwise(
             images, step, _MIDDLE, self._weight, self._step, self._zero, None,
             *self._how, 1.0, 0, torch.float32, "none", [], "",

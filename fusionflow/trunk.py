@@ -8,7 +8,7 @@ because the network pads after normalising. The folding is exact up to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -17,9 +17,13 @@ from torch.nn import functional
 from fusionflow.cpu_layers import quickened
 from fusionflow.weights import Normalisation
 
-__all__ = ["SizeMaps", "TapReader", "Trunk"]
+__all__ = ["ReduceTap", "SizeMaps", "TapReader", "Trunk"]
 
 T = TypeVar("T")
+
+#: Takes the number of a tap and its activity, (n, channels, y', x'), non-negative, and makes fewer
+#: channels of it, (n, m, y', x'): place by place, and nothing of nothing.
+ReduceTap: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 
 #: Bytes of what a trunk keeps for images of some sizes.
 _MOST_KEPT: Final = 1 << 28
@@ -39,10 +43,10 @@ class TapReader(Protocol):
         self,
         images: torch.Tensor,
         empty: float,
-        reduce: Callable[[int, torch.Tensor], T],
+        reduce: ReduceTap,
         *,
         dtype: torch.dtype | None = None,
-    ) -> list[T]:
+    ) -> list[torch.Tensor]:
         """Read how far the taps are from what they see of an empty image, one tap after the other.
 
         Parameters
@@ -51,14 +55,14 @@ class TapReader(Protocol):
             Grey images, 0 black and 1 white; at least one.
         empty : float
             What an image of nothing has everywhere.
-        reduce : callable
-            Takes the number of a tap and its activity, (n, channels, y', x'), non-negative.
+        reduce : ReduceTap
+            What is wanted of them; it may be given places alone where there may be any activity.
         dtype : torch.dtype, optional
             In which differences are taken; by default that of the features.
 
         Returns
         -------
-        list
+        list of Tensor, (n, m, y', x')
             What `reduce` makes of each tap, in the order of the layers.
         """
         ...
@@ -181,15 +185,15 @@ class Trunk(nn.Module):
         self,
         images: torch.Tensor,
         empty: float,
-        reduce: Callable[[int, torch.Tensor], T],
+        reduce: ReduceTap,
         *,
         dtype: torch.dtype | None = None,
-    ) -> list[T]:
+    ) -> list[torch.Tensor]:
         """Read how far the taps are from what they see of an empty image, see `TapReader`."""
         rows, columns = images.shape[-2:]
         blank = self.of_nothing(rows, columns, empty)
 
-        def of_tap(tap: int, features: torch.Tensor) -> T:
+        def of_tap(tap: int, features: torch.Tensor) -> torch.Tensor:
             kind = dtype or features.dtype
             return reduce(tap, (features.to(kind) - blank[tap].to(kind)).abs_())
 

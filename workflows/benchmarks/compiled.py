@@ -37,7 +37,8 @@ def local(
     features: torch.Tensor, blank: torch.Tensor, window: int, shape: tuple[int, int]
 ) -> torch.Tensor:
     """Return what a rule reads of a tap, beginning with its features."""
-    return fusion.local_activity((features - blank).abs_(), window, shape)
+    l1 = fusion.over_channels(0, (features - blank).abs_())
+    return fusion.over_window(l1, window, shape)
 
 
 def activities(
