@@ -127,7 +127,8 @@ def head_mask(mri: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     The threshold is that of BET (Smith, 2002, "Fast robust automated brain extraction", Human Brain
     Mapping 17): a tenth of the way from the 2nd to the 98th percentile of the intensities. Of what
     is brighter, the largest connected component is kept, and its holes (ventricles, sinuses) are
-    filled, first those that are closed in 3-D, then in each axial slice.
+    filled: all that is not connected to the border of its axial slice, so what is closed in 3-D,
+    too.
 
     Air is near zero in a magnitude image. Where the 2nd percentile is above a quarter of the 98th,
     the frame is cropped to tissue and holds no air to set a threshold by: all of it is head.
@@ -151,7 +152,6 @@ def head_mask(mri: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         high = np.percentile(mri[mri > low], 98, overwrite_input=True)
     head = np.ascontiguousarray(mri > low + 0.1 * (high - low))
     _keep_largest(head)
-    _fill_holes(head)
     for plane in head:
         _fill_holes(plane)
     return head.view(np.uint8)
@@ -173,23 +173,14 @@ def _keep_largest(mask: npt.NDArray[np.bool_]) -> None:
 
 
 def _fill_holes(mask: npt.NDArray[np.bool_]) -> None:
-    """Fill what is not connected to the faces of the frame, in two or three dimensions, in place.
+    """Fill what is not connected to the border of a slice (y, x), in place.
 
     By labels, which visits each voxel a few times; `scipy.ndimage.binary_fill_holes` dilates until
     nothing changes, which takes as many passes as the frame is wide.
     """
-    np.logical_not(mask, out=mask)
-    outside, n = ndimage.label(mask)
+    outside, n = ndimage.label(~mask)
     open_to_air = np.zeros(n + 1, dtype=bool)
-    for axis in range(mask.ndim):
-        for end in (0, -1):
-            open_to_air[np.unique(outside.take(end, axis=axis))] = True
+    for border in (outside[0], outside[-1], outside[:, 0], outside[:, -1]):
+        open_to_air[border] = True
     open_to_air[0] = False  # the mask itself
-    filled = ~open_to_air
-    for plane, labels in zip(_planes(mask), _planes(outside), strict=True):
-        plane[...] = filled[labels]
-
-
-def _planes(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a view of an image of two or three dimensions as a stack of planes."""
-    return image.reshape(-1, *image.shape[-2:])
+    np.logical_not(open_to_air[outside], out=mask)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ image is not quantitative PET, and nothing here is meant for diagnosis.
 """
 
 
+#: Voxels of a scan whose files are written side by side.
+_MOST_TOGETHER = 2**24
 _ENDINGS = ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz", "registration.png")
 #: Of the page that `fusionflow.report.scan` makes of the outputs.
 REPORT = "fused.html"
@@ -171,21 +175,25 @@ def write_scan_files(
     """
     names = scan_file_names(label)[:-1]
     image, text, picture, colours, outlines = (folder / name for name in names)
-    write_slices(
-        colours,
-        Overlay(volumes["mri"], volumes["pet"], slab),
-        orientation,
-        slab=slab,
-        description="PET on MRI",
-    )
-    write_slices(image, volumes["fused"], orientation, slab=slab, description="fusionflow")
+    places = slices_to_show(volumes["mask"][:])
+    mri, pet, fused = (Remembering(volumes[name], places) for name in (*schema.SOURCES, "fused"))
+    overlay = Overlay(mri, pet, slab)
+    # Compression and Zarr leave the interpreter to others, so two threads take half as long where
+    # a processor has nothing to do; large ones go one after the other, for what they hold.
+    with ThreadPoolExecutor(2 if prod(fused.shape) <= _MOST_TOGETHER else 1) as pool:
+        written = [
+            pool.submit(write_slices, path, what, orientation, slab=slab, description=description)
+            for path, what, description in (
+                (colours, overlay, "PET on MRI"), (image, fused, "fusionflow")
+            )
+        ]
+    for each in written:
+        each.result()
     text.write_text(json.dumps(sidecar, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     affine = orientation.ras_affine
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-    places = slices_to_show(volumes["mask"][:])
-    mri, pet, fused = (planes(volumes[name], places, slab) for name in (*schema.SOURCES, "fused"))
-    colours_of = {z: pet_on_mri(mri[z], pet[z]) for z in places}
-    rows = {"MRI": mri, "PET": pet, "fused": fused, "PET on MRI": colours_of}
+    colours_of = {z: pet_on_mri(mri.seen[z], pet.seen[z]) for z in places}
+    rows = {"MRI": mri.seen, "PET": pet.seen, "fused": fused.seen, "PET on MRI": colours_of}
     picture.write_bytes(png_bytes(mosaic(rows, places, title, (z, y, x))))
     if registration is None:
         return names[:-1]
@@ -193,13 +201,37 @@ def write_scan_files(
     return names
 
 
-def planes(volume: Slices, places: Sequence[int], slab: int) -> dict[int, npt.NDArray[Any]]:
-    """Return some slices of a volume, reading each of its slabs once at most."""
-    found: dict[int, npt.NDArray[Any]] = {}
-    for start in sorted({place // slab * slab for place in places}):
-        rows = volume[start : start + slab]
-        found |= {z: rows[z - start].copy() for z in places if start <= z < start + slab}
-    return found
+class Remembering:
+    """A volume (z, y, x) that keeps a few of the slices that are read from it.
+
+    Parameters
+    ----------
+    volume : Slices
+        The volume.
+    places : sequence of int
+        Which it keeps.
+
+    Attributes
+    ----------
+    seen : dict
+        Those that were read so far, (y, x), by number.
+    """
+
+    def __init__(self, volume: Slices, places: Sequence[int]) -> None:
+        self.seen: dict[int, npt.NDArray[Any]] = {}
+        self._volume, self._places = volume, places
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(z, y, x)."""
+        return self._volume.shape
+
+    def __getitem__(self, where: slice) -> npt.NDArray[Any]:
+        """Return some slices that lie side by side."""
+        rows: npt.NDArray[Any] = self._volume[where]
+        first, last, _ = where.indices(self.shape[0])
+        self.seen |= {z: rows[z - first].copy() for z in self._places if first <= z < last}
+        return rows
 
 
 def _uri(path: str) -> str:

@@ -39,6 +39,9 @@ MOST_SLAB_BYTES = 64 * 2**20
 #: float32 bytes of one shard.
 MOST_SHARD_BYTES = 128 * 2**20
 
+#: Bytes of the chunks that are made ready to be written at a time; one of any size is.
+MOST_AT_ONCE_BYTES = 32 * 2**20
+
 #: What a `MemoryStore` holds: content by path.
 Files: TypeAlias = MutableMapping[str, Buffer]
 
@@ -169,9 +172,11 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
             "not whole shards"
         )
     array = zarr.open_array(path / name, mode="r+", zarr_format=3)
-    # Chunk after chunk: Zarr holds a copy of each that it is at, and two of what it becomes. The
-    # setting is the process's, so that what reads meanwhile does as well; it gives the same bytes.
-    with _writing, zarr.config.set({"async.concurrency": 1}):
+    # Zarr holds a copy of each chunk that it is at, and two of what it becomes; so large ones go one
+    # after the other. The setting is the process's, so that what reads meanwhile does as well; it
+    # gives the same bytes.
+    chunk = layout.slab * rows[0].nbytes
+    with _writing, zarr.config.set({"async.concurrency": max(1, MOST_AT_ONCE_BYTES // chunk)}):
         array[start:stop] = rows
 
 
