@@ -194,7 +194,8 @@ class Int8Trunk:
             elif step == "subtract":
                 x = x.sub_(felt.part(index, next(maps)))
             else:
-                x = self._trunk.rest[index - 1](functional.pad(x, felt.around(index)))
+                around = felt.around(index)
+                x = self._trunk.rest[index - 1](functional.pad(x, around) if any(around) else x)
             sizes = None
         return read
 
@@ -233,7 +234,9 @@ def _plan(layers: Sequence[nn.Module], taps: frozenset[int]) -> Iterator[tuple[S
     """Yield what is done for layers 1, 2, ..., having begun with the difference that layer 0 gives.
 
     Convolutions and taps want differences, poolings features. A ReLU makes of a difference d from a
-    feature b that of the features after it, max(d, -b) + min(b, 0), or has features.
+    feature b that of the features after it, max(d, -b) + min(b, 0), or has features. One that a
+    pooling follows comes after it: the largest of what is not negative is what is not negative of
+    the largest, and fewer.
     """
     is_difference = True
 
@@ -245,6 +248,7 @@ def _plan(layers: Sequence[nn.Module], taps: frozenset[int]) -> Iterator[tuple[S
 
     if 0 in taps:
         yield "tap", 0
+    pooled_first = False
     for index, layer in enumerate(layers, start=1):
         if isinstance(layer, nn.Conv2d):
             yield from turned(wanted=True, index=index - 1)
@@ -253,10 +257,15 @@ def _plan(layers: Sequence[nn.Module], taps: frozenset[int]) -> Iterator[tuple[S
             pooled_next = index < len(layers) and isinstance(layers[index], nn.MaxPool2d)
             if pooled_next and index not in taps:
                 yield from turned(wanted=False, index=index - 1)
+                pooled_first = True
+                continue
             yield "rectify" if is_difference else "apply", index
         else:
             yield from turned(wanted=False, index=index - 1)
             yield "apply", index
+            if pooled_first:
+                yield "apply", index - 1
+                pooled_first = False
         if index in taps:
             yield from turned(wanted=True, index=index)
             yield "tap", index
@@ -304,9 +313,7 @@ class _Convolution(nn.Module):
             beyond = self(difference.sub_(within), largest - bound, around=around)
             return beyond.add_(self(within, bound, around=around))
         step = 1.0 if largest <= _LEAST else largest / _STEPS  # not a number stays none
-        steps = difference.mul_(1 / step).round_()
-        steps = steps.to(torch.int8, memory_format=torch.channels_last)
-        steps = functional.pad(steps, around or self._around)
+        steps = _with_zeros(difference.mul_(1 / step).round_(), around or self._around)
         # -127 to 127 become 1 to 255 where the bit of the sign is turned.
         images = steps.view(torch.uint8).bitwise_xor_(_MIDDLE)
         found: torch.Tensor = torch.ops.onednn.qconv2d_pointwise(
@@ -314,6 +321,19 @@ class _Convolution(nn.Module):
             *self._how, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return found
+
+
+def _with_zeros(steps: torch.Tensor, around: Around) -> torch.Tensor:
+    """Return whole numbers of (1, channels, y, x) with zeros around, as they lie in memory, int8."""
+    left, right, top, bottom = around
+    if min(around) < 0:
+        steps = functional.pad(steps, [min(0, each) for each in around])
+        left, right, top, bottom = (max(0, each) for each in around)
+    _, channels, rows, columns = steps.shape
+    found = torch.zeros((1, top + rows + bottom, left + columns + right, channels), dtype=torch.int8)
+    found = found.movedim(-1, 1)
+    found[..., top : top + rows, left : left + columns].copy_(steps)
+    return found
 
 
 def _in_memory(features: torch.Tensor) -> torch.Tensor:

@@ -147,7 +147,10 @@ class Felt:
 
     def whole(self, index: int, part: torch.Tensor) -> torch.Tensor:
         """Return that part of what layer `index` makes with zeros around, (1, m, y', x')."""
-        found = part.new_zeros((*part.shape[:2], *(sizes[index] for sizes in self._sizes)))
+        shape = *part.shape[:2], *(sizes[index] for sizes in self._sizes)
+        if part.shape == shape:
+            return part
+        found = part.new_zeros(shape)
         self.part(index, found).copy_(part)
         return found
 
