@@ -29,7 +29,7 @@ from torch.nn import functional
 from fusionflow.cpu_layers import Convolution3x3, MaxPool, is_untouched
 from fusionflow.device import says_no_memory
 from fusionflow.errors import ConfigurationError, PlacementError
-from fusionflow.reach import Around, Felt, reach_of
+from fusionflow.reach import Around, Felt, Reach, pair_of, reach_of
 from fusionflow.trunk import ReduceTap, SizeMaps, Trunk
 
 __all__ = ["Int8Trunk", "check_layers", "has_int8"]
@@ -95,7 +95,8 @@ def check_layers(layers: Iterable[nn.Module], name: str) -> None:
         ):
             raise ConfigurationError(
                 "precision int8 is for sequences of convolutions that pad with so many zeros, ReLU "
-                f"and max-poolings that do not pad, with nothing beyond; {name} has another layer, {layer}",
+                "and max-poolings that pad with nothing, without more to them; "
+                f"{name} has another layer, {layer}",
                 "Take precision float32 or bfloat16",
             )
 
@@ -136,9 +137,13 @@ class Int8Trunk:
                 "Take precision float32, or processors with VNNI",
             )
         self._trunk = trunk
-        first = nn.Conv2d(3, 1, trunk.grey_weight.shape[-2:], trunk.stride, trunk.padding)
-        reaches = [reach_of(layer) for layer in (first, *trunk.rest)]
-        self._reaches = tuple(zip(*reaches, strict=True))
+        first = tuple(
+            Reach(*of_axis, pads=True)
+            for of_axis in zip(
+                trunk.grey_weight.shape[-2:], trunk.stride, trunk.padding, strict=True
+            )
+        )
+        self._reaches = tuple(zip(first, *map(reach_of, trunk.rest), strict=True))
         self._maps = SizeMaps()
         with torch.inference_mode():
             self._first_weight = trunk.grey_weight.flatten(1).t().contiguous()
@@ -174,7 +179,7 @@ class Int8Trunk:
         felt = Felt(self._reaches, x)
         share = min(1.0, _BRIGHT / max(float(x.abs().amax()), _LEAST))
         x, sizes = self._first(functional.pad(x, felt.around(0))), None
-        read = []
+        read: list[torch.Tensor] = []
         for step, index in self._steps:
             if step == "tap":
                 sizes = x.abs()
@@ -280,7 +285,7 @@ class _Convolution(nn.Module):
         self._step = weight.abs().amax((1, 2, 3)).clamp_min(_LEAST) / _STEPS
         steps = (weight / self._step[:, None, None, None]).round_().to(torch.int8)
         self._zero = torch.zeros(len(weight), dtype=torch.int32)
-        y, x = layer.padding
+        y, x = pair_of(layer.padding)
         self._around = (x, x, y, y)
         self._how = [list(layer.stride), [0, 0], list(layer.dilation), layer.groups]
         self._weight = torch.ops.onednn.qconv_prepack(
@@ -324,14 +329,13 @@ class _Convolution(nn.Module):
 
 
 def _with_zeros(steps: torch.Tensor, around: Around) -> torch.Tensor:
-    """Return whole numbers of (1, channels, y, x) with zeros around, as they lie in memory, int8."""
-    left, right, top, bottom = around
+    """Return whole numbers, (1, channels, y, x), in 8 bits and channels_last with zeros around."""
     if min(around) < 0:
-        steps = functional.pad(steps, [min(0, each) for each in around])
-        left, right, top, bottom = (max(0, each) for each in around)
+        steps = functional.pad(steps, [min(0, places) for places in around])
+    left, right, top, bottom = (max(0, places) for places in around)
     _, channels, rows, columns = steps.shape
-    found = torch.zeros((1, top + rows + bottom, left + columns + right, channels), dtype=torch.int8)
-    found = found.movedim(-1, 1)
+    frame = (1, top + rows + bottom, left + columns + right, channels)
+    found = torch.zeros(frame, dtype=torch.int8).movedim(-1, 1)
     found[..., top : top + rows, left : left + columns].copy_(steps)
     return found
 

@@ -6,7 +6,6 @@ only where something is, and a little further with each layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Felt", "Reach", "Span", "reach_of", "spans"]
+__all__ = ["Around", "Felt", "Reach", "Span", "pair_of", "reach_of", "spans"]
 
 #: How many ways of lying in an image are remembered.
 _REMEMBERED: Final = 1 << 12
@@ -73,16 +72,23 @@ def reach_of(layer: nn.Module) -> tuple[Reach, Reach]:
         return Reach(), Reach()
     convolves = isinstance(layer, nn.Conv2d)
     layout = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    of_axes = zip(*(pair if isinstance(pair, tuple) else (pair, pair) for pair in layout), strict=True)
     y, x = (
         Reach((width - 1) * dilation + 1, step, padding, convolves)
-        for width, step, padding, dilation in of_axes
+        for width, step, padding, dilation in zip(*map(pair_of, layout), strict=True)
     )
     return y, x
 
 
+def pair_of(setting: object) -> tuple[int, int]:
+    """Return a setting of a layer along y and x, which is a number if both are the same."""
+    y, x = setting if isinstance(setting, tuple) else (setting, setting)
+    return int(y), int(x)
+
+
 @lru_cache(_REMEMBERED)
-def spans(layers: tuple[Reach, ...], size: int, span: Span) -> tuple[list[Span], list[int]]:
+def spans(
+    layers: tuple[Reach, ...], size: int, span: Span
+) -> tuple[tuple[Span, ...], tuple[int, ...]]:
     """Return where what lies in `span` of `size` places is felt after each layer, and of how many.
 
     It is a little more where a layer does not pad: all that this looks at lies in the span before.
@@ -95,11 +101,13 @@ def spans(layers: tuple[Reach, ...], size: int, span: Span) -> tuple[list[Span],
         sizes.append(size)
     for index in range(len(layers) - 1, 0, -1):
         needed, before = layers[index].seen(found[index]), found[index - 1]
-        start, stop = min(before.start, needed.stop - 1), before.stop
+        # At least they meet: else there would be nothing to cut or to pad.
+        start = min(before.start, max(0, needed.stop - 1))
+        stop = max(before.stop, min(sizes[index - 1], needed.start + 1))
         if not layers[index].pads:
             start, stop = min(start, needed.start), max(stop, needed.stop)
         found[index - 1] = Span(start, stop)
-    return found, sizes
+    return tuple(found), tuple(sizes)
 
 
 #: Places to add before and after along x, and along y, as `torch.nn.functional.pad` takes them;

@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,21 +227,30 @@ def _group_aside(job: Job) -> Iterator[Keep]:
     """
     aside = job.staging / f"conform-{uuid.uuid4().hex[:8]}"
     variables = (schema.MRI, schema.PET, schema.MASK, schema.FUSED)
+    writings: list[Future[None]] = []
+
+    def write(name: str, volume: npt.NDArray[Any]) -> None:
+        with _says_where(job):
+            for start, stop in job.layout.shards:
+                store.write_rows(aside, name, start, volume[start:stop], job.layout)
 
     def keep(name: str, volume: npt.NDArray[Any]) -> None:
         if volume.shape != job.layout.shape:
             raise InputChangedError(
                 f"{job.scan.t1w} changed its shape since it was planned", "Run again"
             )
-        with _says_where(job):
-            for start, stop in job.layout.shards:
-                store.write_rows(aside, name, start, volume[start:stop], job.layout)
+        writings.append(pool.submit(write, name, volume))
+        if volume.size > store.SMALL_SCAN:  # else the next volume is read meanwhile
+            writings[-1].result()
 
     try:
         with _says_where(job):
             # In a folder that is gone if its run is: what is left of that ends here.
             store.create_group(aside, job.layout, variables)
-        yield keep
+        with ThreadPoolExecutor(1) as pool:
+            yield keep
+        for writing in writings:
+            writing.result()
     except BaseException:
         discard(aside)
         raise

@@ -18,6 +18,7 @@ from fusionflow.errors import ConfigurationError, StoreError
 from fusionflow.io.files import read_json, write_bytes, write_json
 from fusionflow.io.nifti import Orientation
 from fusionflow.io.nifti_write import Slices, write_slices
+from fusionflow.io.store import SMALL_SCAN
 from fusionflow.ledger import OutputPaths
 from fusionflow.overlay import Overlay, pet_on_mri
 from fusionflow.pictures import mosaic, slices_to_show
@@ -54,8 +55,6 @@ image is not quantitative PET, and nothing here is meant for diagnosis.
 """
 
 
-#: Voxels of a scan whose files are written side by side.
-_MOST_TOGETHER = 2**24
 _ENDINGS = ("fused.nii.gz", "fused.json", "fused.png", "overlay.nii.gz", "registration.png")
 #: Of the page that `fusionflow.report.scan` makes of the outputs.
 REPORT = "fused.html"
@@ -180,11 +179,12 @@ def write_scan_files(
     overlay = Overlay(mri, pet, slab)
     # Compression and Zarr leave the interpreter to others, so two threads take half as long where
     # a processor has nothing to do; large ones go one after the other, for what they hold.
-    with ThreadPoolExecutor(2 if prod(fused.shape) <= _MOST_TOGETHER else 1) as pool:
+    with ThreadPoolExecutor(2 if prod(fused.shape) <= SMALL_SCAN else 1) as pool:
         written = [
             pool.submit(write_slices, path, what, orientation, slab=slab, description=description)
             for path, what, description in (
-                (colours, overlay, "PET on MRI"), (image, fused, "fusionflow")
+                (colours, overlay, "PET on MRI"),
+                (image, fused, "fusionflow"),
             )
         ]
     for each in written:

@@ -42,6 +42,10 @@ MOST_SHARD_BYTES = 128 * 2**20
 #: Bytes of the chunks that are made ready to be written at a time; one of any size is.
 MOST_AT_ONCE_BYTES = 32 * 2**20
 
+#: Voxels of a scan that is written while other work on it goes on, which then has to be held
+#: longer: for so few, memory is no matter.
+SMALL_SCAN = 2**23
+
 #: What a `MemoryStore` holds: content by path.
 Files: TypeAlias = MutableMapping[str, Buffer]
 
@@ -172,9 +176,9 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
             "not whole shards"
         )
     array = zarr.open_array(path / name, mode="r+", zarr_format=3)
-    # Zarr holds a copy of each chunk that it is at, and two of what it becomes; so large ones go one
-    # after the other. The setting is the process's, so that what reads meanwhile does as well; it
-    # gives the same bytes.
+    # Zarr holds a copy of each chunk that it is at, and two of what it becomes; so large ones go
+    # one after the other. The setting is the process's, so that what reads meanwhile does as well;
+    # it gives the same bytes.
     chunk = layout.slab * rows[0].nbytes
     with _writing, zarr.config.set({"async.concurrency": max(1, MOST_AT_ONCE_BYTES // chunk)}):
         array[start:stop] = rows
