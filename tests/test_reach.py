@@ -163,9 +163,7 @@ class TestOfNetworks:
     @pytest.mark.parametrize("x", [(0, 121), (63, 64)])
     @pytest.mark.parametrize("y", [(0, 9), (40, 77), (100, 129)])
     def test_of_backbones(self, backbone, y, x):
-        trunk = build_trunk(
-            resolve_weights("random:1", backbone), BACKBONES[backbone].default_taps
-        )
+        trunk = build_trunk(resolve_weights("random:1", backbone), BACKBONES[backbone].default_taps)
         shown = torch.zeros((1, 1, 129, 121))
         shown[..., slice(*y), slice(*x)] = torch.rand((1, 1, y[1] - y[0], x[1] - x[0]))
         self.assert_same_as_whole(trunk, shown, 0.0)
