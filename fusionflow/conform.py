@@ -7,7 +7,8 @@ voxels.
 
 Memory is what limits the size of a scan, so the two are prepared one after the other, each is
 handed over as soon as it is done, and what can be done in place is. At the peak this takes some
-nine bytes a voxel: a volume, and its labels or a copy to find percentiles in, and the mask.
+nine bytes a voxel: a volume, and its labels or a copy to find percentiles in, and the mask; and
+what whoever it is handed to still holds.
 """
 
 from __future__ import annotations

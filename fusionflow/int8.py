@@ -12,6 +12,9 @@ less than a step. So where an image is more than twice as bright as white, diffe
 two: what lies within bounds, with steps of its own, and what is beyond. Convolutions then take
 twice as long for this image.
 
+Differences are nothing around what an image holds, and around a head there is nothing. So layers
+work only where the image is felt (`fusionflow.reach`), which changes no bit.
+
 The convolutions are oneDNN's, as torch calls them for networks that were quantised for its
 compiler. With VNNI, or AMX, they take a quarter of the time of float32's by the definition.
 """
@@ -40,6 +43,8 @@ _STEPS: Final = 127
 _BRIGHT: Final = 2.0
 #: What no difference at all is stored as, for oneDNN takes images without a sign.
 _MIDDLE: Final = 128
+#: Contrast from which on features may become infinite.
+_MOST: Final = 1e30
 #: Of an image's largest difference, below which there is none: dividing by it gives infinity.
 _LEAST: Final = 1e-30
 #: Layers that the trunk may have; not what derives from them, which may do something else.
@@ -86,7 +91,11 @@ def check_layers(layers: Iterable[nn.Module], name: str) -> None:
             or not is_untouched(layer)
             or (
                 isinstance(layer, nn.Conv2d)
-                and (layer.padding_mode != "zeros" or isinstance(layer.padding, str))
+                and (
+                    layer.padding_mode != "zeros"
+                    or isinstance(layer.padding, str)
+                    or any(of_axis.padding >= of_axis.width for of_axis in reach_of(layer))
+                )
             )
             or (
                 isinstance(layer, nn.MaxPool2d)
@@ -94,9 +103,9 @@ def check_layers(layers: Iterable[nn.Module], name: str) -> None:
             )
         ):
             raise ConfigurationError(
-                "precision int8 is for sequences of convolutions that pad with so many zeros, ReLU "
-                "and max-poolings that pad with nothing, without more to them; "
-                f"{name} has another layer, {layer}",
+                "precision int8 is for sequences of convolutions that pad with so many zeros, "
+                "fewer than they are wide, ReLU and max-poolings that do not pad, with nothing "
+                f"beyond; {name} has another layer, {layer}",
                 "Take precision float32 or bfloat16",
             )
 
@@ -143,6 +152,11 @@ class Int8Trunk:
                 trunk.grey_weight.shape[-2:], trunk.stride, trunk.padding, strict=True
             )
         )
+        if any(of_axis.padding >= of_axis.width for of_axis in first):
+            raise ConfigurationError(
+                "precision int8: the first layer pads with more than it is wide",
+                "Take precision float32 or bfloat16",
+            )
         self._reaches = tuple(zip(first, *map(reach_of, trunk.rest), strict=True))
         self._maps = SizeMaps()
         with torch.inference_mode():
@@ -168,7 +182,8 @@ class Int8Trunk:
         dtype: torch.dtype | None = None,
     ) -> list[torch.Tensor]:
         """Read how far the taps are from what they see of an empty image; at least one image."""
-        each = [self._read(image[None], empty, reduce) for image in images]
+        with torch.autocast("cpu", enabled=False):
+            each = [self._read(image[None], empty, reduce) for image in images]
         return [torch.cat(found) for found in zip(*each, strict=True)]
 
     def _read(self, image: torch.Tensor, empty: float, reduce: ReduceTap) -> list[torch.Tensor]:
@@ -176,8 +191,10 @@ class Int8Trunk:
         rows, columns = image.shape[-2:]
         maps = iter(self._maps.get((rows, columns, empty), lambda: self._made(image, empty)))
         x = image - empty
-        felt = Felt(self._reaches, x)
-        share = min(1.0, _BRIGHT / max(float(x.abs().amax()), _LEAST))
+        contrast = float(x.abs().amax())
+        # What floats do not hold, now or later, is to be seen everywhere.
+        felt = Felt(self._reaches, x, everywhere=not contrast < _MOST)
+        share = min(1.0, _BRIGHT / max(contrast, _LEAST))
         x, sizes = self._first(functional.pad(x, felt.around(0))), None
         read: list[torch.Tensor] = []
         for step, index in self._steps:

@@ -20,7 +20,7 @@ from fusionflow.io.files import relative_to
 from fusionflow.io.inputs import find_scans
 from fusionflow.io.nifti import ImageHeader, Volume, grid_of, read_header
 from fusionflow.io.scans import Excluded, Scan
-from fusionflow.io.store import Layout
+from fusionflow.io.store import SMALL_SCAN, Layout
 from fusionflow.kept import Kept
 from fusionflow.masks import mask_rule
 from fusionflow.resample import describe_grid, same_grid
@@ -32,11 +32,15 @@ from fusionflow.transform import check_levels
 #: conforms, stores or finishes that, and for each pixel of a slice while the network reads it,
 #: beside what it needs to be there at all, and to have a network.
 _BYTES_A_VOXEL = 11
+#: Volumes and files of a small scan are written beside other work on it.
+_BYTES_A_VOXEL_OF_A_SMALL_SCAN = 15
 _BYTES_A_PIXEL_OF_NETWORK = 2_000
 #: Of those, what is kept for the next slice: by Winograd's convolutions, or as maps for int8.
 _BYTES_A_PIXEL_KEPT = {"float32": 300, "bfloat16": 300, "int8": 800}
 BYTES_OF_A_WORKER = 670e6
 _BYTES_OF_A_NETWORK = 170e6
+#: oneDNN keeps a program for each size that convolutions of int8 had, the last thousand.
+_BYTES_OF_PROGRAMS = {"float32": 0.0, "bfloat16": 0.0, "int8": 90e6}
 #: Of a worker's memory, for itself and what scans in flight hold: there Dask begins to spill.
 _SHARE = 0.6
 #: At most so many slices, and pixels, are fused to see how long it takes.
@@ -188,11 +192,13 @@ def memory_needed(
     precision : str
         Of the method.
     """
-    need = BYTES_OF_A_WORKER + voxels * _BYTES_A_VOXEL
+    small = voxels <= SMALL_SCAN
+    a_voxel = _BYTES_A_VOXEL_OF_A_SMALL_SCAN if small else _BYTES_A_VOXEL
+    need = BYTES_OF_A_WORKER + voxels * a_voxel
     if reads_network:  # one stage at a time
         need += pixels * _BYTES_A_PIXEL_KEPT[precision]
         need = max(need, BYTES_OF_A_WORKER + pixels * _BYTES_A_PIXEL_OF_NETWORK)
-        need += _BYTES_OF_A_NETWORK
+        need += _BYTES_OF_A_NETWORK + _BYTES_OF_PROGRAMS[precision]
     return need
 
 

@@ -66,7 +66,7 @@ class Reach(NamedTuple):
 def reach_of(layer: nn.Module) -> tuple[Reach, Reach]:
     """Return the reach of a convolution, a pooling or an activation, along y and x.
 
-    Paddings are numbers, and poolings have none.
+    Paddings are numbers, less than the layer is wide, and poolings have none.
     """
     if not isinstance(layer, nn.Conv2d | nn.MaxPool2d):
         return Reach(), Reach()
@@ -124,10 +124,18 @@ class Felt:
         Of all layers, along y and along x.
     image : Tensor, (1, 1, y, x)
         On a processor; zero where nothing is.
+    everywhere : bool
+        Whether it counts as felt in the whole frame.
     """
 
-    def __init__(self, layers: tuple[tuple[Reach, ...], ...], image: torch.Tensor) -> None:
-        there = image[0, 0].numpy() != 0
+    def __init__(
+        self,
+        layers: tuple[tuple[Reach, ...], ...],
+        image: torch.Tensor,
+        *,
+        everywhere: bool = False,
+    ) -> None:
+        there = (image[0, 0].numpy() != 0) | everywhere
         self._layers = layers
         self._given = [Span(0, size) for size in there.shape]
         felt = [

@@ -223,12 +223,14 @@ def _group_aside(job: Job) -> Iterator[Keep]:
     """Make the group of a scan, and give what writes its volumes.
 
     It is made aside first, for a scheduler may run this task a second time; and shard by shard, for
-    what Zarr holds while it writes is several times what it is given.
+    what Zarr holds while it writes is several times what it is given. The volumes of a small scan
+    are written by a thread while the next is read, and what goes wrong is raised a little later.
     """
     aside = job.staging / f"conform-{uuid.uuid4().hex[:8]}"
     variables = (schema.MRI, schema.PET, schema.MASK, schema.FUSED)
-    writings: list[Future[None]] = []
+    pool, writings = ThreadPoolExecutor(1), list[Future[None]]()
 
+    @kept_memory()
     def write(name: str, volume: npt.NDArray[Any]) -> None:
         with _says_where(job):
             for start, stop in job.layout.shards:
@@ -240,17 +242,20 @@ def _group_aside(job: Job) -> Iterator[Keep]:
                 f"{job.scan.t1w} changed its shape since it was planned", "Run again"
             )
         writings.append(pool.submit(write, name, volume))
-        if volume.size > store.SMALL_SCAN:  # else the next volume is read meanwhile
-            writings[-1].result()
+        for writing in writings:
+            if writing.done() or volume.size > store.SMALL_SCAN:
+                writing.result()
 
     try:
         with _says_where(job):
             # In a folder that is gone if its run is: what is left of that ends here.
             store.create_group(aside, job.layout, variables)
-        with ThreadPoolExecutor(1) as pool:
+        try:
             yield keep
-        for writing in writings:
-            writing.result()
+            for writing in writings:
+                writing.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     except BaseException:
         discard(aside)
         raise

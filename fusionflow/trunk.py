@@ -22,7 +22,8 @@ __all__ = ["ReduceTap", "SizeMaps", "TapReader", "Trunk"]
 T = TypeVar("T")
 
 #: Takes the number of a tap and its activity, (n, channels, y', x'), non-negative, and makes fewer
-#: channels of it, (n, m, y', x'): place by place, and nothing of nothing.
+#: channels of it, (n, m, y', x'): place by place, and nothing of nothing. It may be called several
+#: times for a tap, with some of the images and with those places alone that may have any activity.
 ReduceTap: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 
 #: Bytes of what a trunk keeps for images of some sizes.
@@ -56,7 +57,7 @@ class TapReader(Protocol):
         empty : float
             What an image of nothing has everywhere.
         reduce : ReduceTap
-            What is wanted of them; it may be given places alone where there may be any activity.
+            Makes what is wanted of them.
         dtype : torch.dtype, optional
             In which differences are taken; by default that of the features.
 

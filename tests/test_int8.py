@@ -132,6 +132,20 @@ class TestActivities:
         for one, other in zip(activities(short, shown), activities(plain, shown), strict=True):
             assert one.isfinite().all() == other.isfinite().all()
 
+    def test_nor_does_it_hide_in_a_corner(self):
+        _, short = trunks()
+        shown = torch.full((1, 1, 64, 64), 0.5)
+        shown[..., 3, 3] = float("nan")
+        for found in activities(short, shown)[1:]:
+            assert not found.isfinite().any()
+
+    def test_autocast_of_a_caller_is_not_theirs(self):
+        _, short = trunks()
+        shown = images(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = activities(short, shown)
+        assert all(map(torch.equal, found, activities(short, shown)))
+
     @pytest.mark.parametrize("times", [1.5, 5, 20, 1000])
     def test_beside_a_hot_spot_the_rest_keeps_its_digits(self, times):
         """Nothing is clipped before it is shown, for the hottest lesion is the finding."""
@@ -249,8 +263,22 @@ class TestWhere:
             parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
             type("Special", (nn.Conv2d,), {})(8, 8, 3),
             nn.LeakyReLU(),
+            nn.Conv2d(8, 8, (3, 1), stride=3, padding=1),
+            nn.MaxPool2d(3, 2, padding=1),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.MaxPool2d(2, return_indices=True),
         ],
-        ids=["padding in words", "padding of its own", "computed", "derived", "another"],
+        ids=[
+            "padding in words",
+            "padding of its own",
+            "computed",
+            "derived",
+            "another",
+            "padding alone",
+            "a pooling that pads",
+            "that rounds up",
+            "that says where",
+        ],
     )
     def test_layers_that_are_something_else(self, layer):
         with pytest.raises(ConfigurationError, match="sequences of convolutions"):
@@ -283,6 +311,11 @@ class TestLoading:
         net = fusion.learned.load_model(recipe.weights, "cpu", "int8")
         assert isinstance(net.int8, Int8Trunk)
         assert fusion.learned.load_model(recipe.weights, "cpu", "float32").int8 is None
+
+    def test_a_first_layer_that_sees_padding_alone_is_refused(self):
+        layers = [nn.Conv2d(3, 8, 1, 3, 2), nn.ReLU()]
+        with pytest.raises(ConfigurationError, match="more than it is wide"):
+            Int8Trunk(Trunk(layers, [1], Normalisation()))
 
     def test_it_needs_a_processor(self):
         plain, _ = trunks()

@@ -76,7 +76,7 @@ class TestSpans:
         for (first, last), places, there in zip(found, sizes, felt_at(layers, image), strict=True):
             assert 0 <= first < last <= places
             rows = torch.nonzero(there[0, 0].any(1))
-            assert not len(rows) or first <= rows[0] and rows[-1] < last
+            assert not len(rows) or (first <= rows[0] and rows[-1] < last)
         for layer, before, after in zip(reaches[1:], found, found[1:], strict=False):
             needed = layer.seen(after)
             if not layer.pads:

@@ -20,6 +20,7 @@ from fusionflow.io.nifti import Orientation
 from fusionflow.io.nifti_write import Slices, write_slices
 from fusionflow.io.store import SMALL_SCAN
 from fusionflow.ledger import OutputPaths
+from fusionflow.malloc import kept_memory
 from fusionflow.overlay import Overlay, pet_on_mri
 from fusionflow.pictures import mosaic, slices_to_show
 from fusionflow.png import png_bytes
@@ -175,20 +176,19 @@ def write_scan_files(
     names = scan_file_names(label)[:-1]
     image, text, picture, colours, outlines = (folder / name for name in names)
     places = slices_to_show(volumes["mask"][:])
-    mri, pet, fused = (Remembering(volumes[name], places) for name in (*schema.SOURCES, "fused"))
+    mri, pet, fused = (_Remembering(volumes[name], places) for name in (*schema.SOURCES, "fused"))
     overlay = Overlay(mri, pet, slab)
     # Compression and Zarr leave the interpreter to others, so two threads take half as long where
-    # a processor has nothing to do; large ones go one after the other, for what they hold.
-    with ThreadPoolExecutor(2 if prod(fused.shape) <= SMALL_SCAN else 1) as pool:
-        written = [
-            pool.submit(write_slices, path, what, orientation, slab=slab, description=description)
-            for path, what, description in (
-                (colours, overlay, "PET on MRI"),
-                (image, fused, "fusionflow"),
-            )
-        ]
-    for each in written:
-        each.result()
+    # a processor has nothing to do; of a large scan both would hold too much.
+    with ThreadPoolExecutor(1) as pool:
+        colouring = pool.submit(
+            kept_memory()(write_slices),
+            colours, overlay, orientation, slab=slab, description="PET on MRI",
+        )  # fmt: skip
+        if prod(fused.shape) > SMALL_SCAN:
+            colouring.result()
+        write_slices(image, fused, orientation, slab=slab, description="fusionflow")
+        colouring.result()
     text.write_text(json.dumps(sidecar, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     affine = orientation.ras_affine
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
@@ -201,8 +201,8 @@ def write_scan_files(
     return names
 
 
-class Remembering:
-    """A volume (z, y, x) that keeps a few of the slices that are read from it.
+class _Remembering:
+    """A volume (z, y, x), read some slices at a time, that keeps a few of those it was asked for.
 
     Parameters
     ----------

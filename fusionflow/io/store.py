@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -179,7 +179,7 @@ def write_rows(path: Path, name: str, start: int, rows: npt.NDArray[Any], layout
     # Zarr holds a copy of each chunk that it is at, and two of what it becomes; so large ones go
     # one after the other. The setting is the process's, so that what reads meanwhile does as well;
     # it gives the same bytes.
-    chunk = layout.slab * rows[0].nbytes
+    chunk = max(1, layout.slab * prod(layout.shape[1:]) * rows.itemsize)
     with _writing, zarr.config.set({"async.concurrency": max(1, MOST_AT_ONCE_BYTES // chunk)}):
         array[start:stop] = rows
 
