@@ -32,7 +32,7 @@ from torch.nn import functional
 from fusionflow.cpu_layers import Convolution3x3, MaxPool, is_untouched
 from fusionflow.device import says_no_memory
 from fusionflow.errors import ConfigurationError, PlacementError
-from fusionflow.reach import Around, Felt, Reach, pair_of, reach_of
+from fusionflow.reach import Around, Reach, Span, box_of, pair_of, reach_of, where_felt
 from fusionflow.trunk import ReduceTap, SizeMaps, Trunk
 
 __all__ = ["Int8Trunk", "check_layers", "has_int8"]
@@ -193,9 +193,10 @@ class Int8Trunk:
         x = image - empty
         contrast = float(x.abs().amax())
         # What floats do not hold, now or later, is to be seen everywhere.
-        felt = Felt(self._reaches, x, everywhere=not contrast < _MOST)
+        box = box_of(x[0, 0]) if contrast < _MOST else (Span(0, rows), Span(0, columns))
+        felt = where_felt(self._reaches, (rows, columns), box)
         share = min(1.0, _BRIGHT / max(contrast, _LEAST))
-        x, sizes = self._first(functional.pad(x, felt.around(0))), None
+        x, sizes = self._first(functional.pad(x, felt.around[0])), None
         read: list[torch.Tensor] = []
         for step, index in self._steps:
             if step == "tap":
@@ -206,7 +207,7 @@ class Int8Trunk:
             if step == "convolve":
                 if sizes is None:
                     largest = float(_in_memory(x).abs().amax())
-                around = felt.around(index)
+                around = felt.around[index]
                 x = self._convolutions[index](x, largest, share * largest, around=around)
             elif step == "rectify":
                 x = torch.maximum(x, felt.part(index, next(maps)), out=x)
@@ -216,7 +217,7 @@ class Int8Trunk:
             elif step == "subtract":
                 x = x.sub_(felt.part(index, next(maps)))
             else:
-                around = felt.around(index)
+                around = felt.around[index]
                 x = self._trunk.rest[index - 1](functional.pad(x, around) if any(around) else x)
             sizes = None
         return read

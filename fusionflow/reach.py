@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["Around", "Felt", "Reach", "Span", "pair_of", "reach_of", "spans"]
+__all__ = [
+    "Around",
+    "Felt",
+    "Reach",
+    "Span",
+    "box_of",
+    "pair_of",
+    "reach_of",
+    "spans",
+    "where_felt",
+]
 
 #: How many ways of lying in an image are remembered.
 _REMEMBERED: Final = 1 << 12
@@ -116,59 +126,70 @@ Around: TypeAlias = tuple[int, int, int, int]
 
 
 class Felt:
-    """Where an image is felt, layer by layer.
+    """Where what lies in a box of an image is felt, layer by layer.
 
     Parameters
     ----------
     layers : tuple of tuple of Reach
         Of all layers, along y and along x.
-    image : Tensor, (1, 1, y, x)
-        On a processor; zero where nothing is.
-    everywhere : bool
-        Whether it counts as felt in the whole frame.
+    shape : tuple of int
+        (y, x) of the image.
+    box : tuple of Span
+        Along y and along x.
     """
 
     def __init__(
         self,
-        layers: tuple[tuple[Reach, ...], ...],
-        image: torch.Tensor,
-        *,
-        everywhere: bool = False,
+        layers: tuple[tuple[Reach, ...], tuple[Reach, ...]],
+        shape: tuple[int, int],
+        box: tuple[Span, Span],
     ) -> None:
-        there = (image[0, 0].numpy() != 0) | everywhere
-        self._layers = layers
-        self._given = [Span(0, size) for size in there.shape]
-        felt = [
-            spans(reaches, size, _extent(there.any(1 - axis)))
-            for axis, (reaches, size) in enumerate(zip(layers, there.shape, strict=True))
-        ]
-        self._spans, self._sizes = zip(*felt, strict=True)
-
-    def around(self, index: int) -> Around:
-        """Return what layer `index` looks at around what it is given: the part of the one before.
-
-        The first is given the whole image.
-        """
-        found: list[int] = []
-        for axis in (1, 0):
-            given = self._spans[axis][index - 1] if index else self._given[axis]
-            seen = self._layers[axis][index].seen(self._spans[axis][index])
-            found += [given.start - seen.start, seen.stop - given.stop]
-        return found[0], found[1], found[2], found[3]
+        (y, rows), (x, columns) = map(spans, layers, shape, box)
+        self._boxes = list(zip(y, x, strict=True))
+        self._shapes = list(zip(rows, columns, strict=True))
+        # The first layer is given the whole image.
+        given = [(Span(0, shape[0]), Span(0, shape[1])), *self._boxes]
+        seen = (
+            (of_y.seen(rows), of_x.seen(columns))
+            for of_y, of_x, (rows, columns) in zip(*layers, self._boxes, strict=True)
+        )
+        #: What each layer looks at around what it is given: the part of the one before.
+        self.around: list[Around] = [
+            (left.start - right.start, right.stop - left.stop, up.start - down.start,
+             down.stop - up.stop)
+            for (up, left), (down, right) in zip(given, seen, strict=False)
+        ]  # fmt: skip
 
     def part(self, index: int, features: torch.Tensor) -> torch.Tensor:
         """Return of all that layer `index` makes, (1, channels, y', x'), what is felt."""
-        (top, bottom), (left, right) = (of_axis[index] for of_axis in self._spans)
+        (top, bottom), (left, right) = self._boxes[index]
+        if (bottom - top, right - left) == self._shapes[index]:
+            return features
         return features[..., top:bottom, left:right]
 
     def whole(self, index: int, part: torch.Tensor) -> torch.Tensor:
         """Return that part of what layer `index` makes with zeros around, (1, m, y', x')."""
-        shape = *part.shape[:2], *(sizes[index] for sizes in self._sizes)
-        if part.shape == shape:
+        if part.shape[-2:] == self._shapes[index]:
             return part
-        found = part.new_zeros(shape)
+        found = part.new_zeros((*part.shape[:2], *self._shapes[index]))
         self.part(index, found).copy_(part)
         return found
+
+
+@lru_cache(_REMEMBERED)
+def where_felt(
+    layers: tuple[tuple[Reach, ...], tuple[Reach, ...]],
+    shape: tuple[int, int],
+    box: tuple[Span, Span],
+) -> Felt:
+    """Return where what lies in a box is felt, as `Felt` takes it."""
+    return Felt(layers, shape, box)
+
+
+def box_of(image: torch.Tensor) -> tuple[Span, Span]:
+    """Return where an image (y, x) on a processor is not zero, along y and along x."""
+    there = image.numpy() != 0
+    return _extent(there.any(1)), _extent(there.any(0))
 
 
 def _extent(there: np.ndarray) -> Span:

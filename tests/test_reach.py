@@ -10,10 +10,10 @@ from networks import needs_int8
 from torch import nn
 from torch.testing import assert_close
 
-from fusionflow import reach
+from fusionflow import int8
 from fusionflow.backbones import BACKBONES, build_trunk, resolve_weights
 from fusionflow.int8 import Int8Trunk
-from fusionflow.reach import Felt, Reach, Span, reach_of, spans
+from fusionflow.reach import Felt, Reach, Span, box_of, reach_of, spans
 from fusionflow.trunk import Trunk
 from fusionflow.weights import Normalisation
 
@@ -108,7 +108,7 @@ class TestFelt:
         layers = (Reach(3, 1, 1, pads=True), Reach(), Reach(2, 2))
         image = torch.zeros((1, 1, 12, 20))
         image[..., 4:6, 9] = 1.0
-        felt = Felt((layers, layers), image)
+        felt = Felt((layers, layers), (12, 20), box_of(image[0, 0]))
         features = torch.arange(12.0 * 20).view(1, 1, 12, 20)
         part = felt.part(0, features)
         assert part.shape[-2:] == (6, 4)  # 4 rows and 3 columns, and what the pooling looks at
@@ -116,14 +116,24 @@ class TestFelt:
         assert whole.shape == features.shape
         assert torch.equal(felt.part(0, whole), part)
         assert whole.count_nonzero() == part.count_nonzero() == 24
-        assert felt.around(1) == (0, 0, 0, 0)
+        assert felt.around == [(-7, -7, -1, -3), (0, 0, 0, 0), (0, 0, 0, 0)]
+
+    def test_all_of_it_is_what_it_was(self):
+        layers = (Reach(3, 1, 1, pads=True),)
+        felt = Felt((layers, layers), (5, 6), (Span(0, 5), Span(0, 6)))
+        features = torch.zeros((1, 3, 5, 6))
+        assert felt.part(0, features) is features
+        assert felt.whole(0, features) is features
+        assert felt.around == [(1, 1, 1, 1)]
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e-30])
     def test_anything_but_zero_is_felt(self, value):
         image = torch.zeros((1, 1, 9, 9))
         image[..., 7, 1] = value
-        felt = Felt(((Reach(),), (Reach(),)), image)
-        assert felt.part(0, image).shape[-2:] == (1, 1)
+        assert box_of(image[0, 0]) == (Span(7, 8), Span(1, 2))
+
+    def test_of_nothing_is_the_first_place(self):
+        assert box_of(torch.zeros((3, 4))) == (Span(0, 1), Span(0, 1))
 
 
 @needs_int8
@@ -171,7 +181,8 @@ class TestOfNetworks:
     @torch.inference_mode()
     def assert_same_as_whole(self, trunk, shown, empty=0.5):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reach, "_extent", lambda there: Span(0, len(there)))
+            everywhere = tuple(Span(0, side) for side in shown.shape[-2:])
+            patch.setattr(int8, "box_of", lambda image: everywhere)
             whole = self.activities(trunk, shown, empty)
         for one, other in zip(self.activities(trunk, shown, empty), whole, strict=True):
             assert one.shape == other.shape
