@@ -12,8 +12,9 @@ import pytest
 from runs import config, job_of
 
 import fusionflow as ff
-from fusionflow import clusters, commit, stages, staging
+from fusionflow import clusters, commit, planning, stages, staging
 from fusionflow.config import ClusterOptions, ConformOptions
+from fusionflow.io import derivatives, store
 from fusionflow.io.bids import discover
 
 LIMIT = 2147  # MB: 2 GiB, of which Dask pauses a worker at 80 % and ends it at 95 %
@@ -96,7 +97,13 @@ class TestBytesAVoxel:
         ("registration", "axcodes", "pet_like"),
         [("header", "LPI", 1.0), ("header", "PIR", 1.05), ("rigid", "RAS", 1.0)],
     )
-    def test_of_a_scan(self, registration, axcodes, pet_like, tmp_path):
+    @pytest.mark.parametrize("small", [True, False], ids=["small", "as if it were large"])
+    def test_of_a_scan(self, registration, axcodes, pet_like, small, tmp_path, monkeypatch):
+        if not small:
+            for module in (store, derivatives):
+                monkeypatch.setattr(module, "SMALL_SCAN", 0)
+            monkeypatch.setattr(store, "MOST_AT_ONCE_BYTES", 1)
+        each = planning._BYTES_A_VOXEL_OF_A_SMALL_SCAN if small else planning._BYTES_A_VOXEL
         source = write_scan(tmp_path / "bids", (160, 160, 160), 0.95, axcodes, pet_like)
         (scan,) = discover(source).scans
         how = config("dwt-max", weights=None).model_copy(
@@ -113,8 +120,8 @@ class TestBytesAVoxel:
         shards = [commit.write_shard(job, 0, slabs)]
         with most_bytes() as finishing:
             commit.commit(job, staged, shards)
-        assert conforming[0] < 11 * voxels + self.BLOCKS
-        assert finishing[0] < 11 * voxels + self.BLOCKS
+        assert conforming[0] < each * voxels + self.BLOCKS
+        assert finishing[0] < each * voxels + self.BLOCKS
 
 
 @pytest.fixture(scope="module")
