@@ -94,7 +94,7 @@ def check_layers(layers: Iterable[nn.Module], name: str) -> None:
                 and (
                     layer.padding_mode != "zeros"
                     or isinstance(layer.padding, str)
-                    or any(of_axis.padding >= of_axis.width for of_axis in reach_of(layer))
+                    or any(of_axis.sees_padding_alone for of_axis in reach_of(layer))
                 )
             )
             or (
@@ -152,9 +152,9 @@ class Int8Trunk:
                 trunk.grey_weight.shape[-2:], trunk.stride, trunk.padding, strict=True
             )
         )
-        if any(of_axis.padding >= of_axis.width for of_axis in first):
+        if any(of_axis.sees_padding_alone for of_axis in first):
             raise ConfigurationError(
-                "precision int8: the first layer pads with more than it is wide",
+                "precision int8: the first layer does not pad with less than it is wide",
                 "Take precision float32 or bfloat16",
             )
         self._reaches = tuple(zip(first, *map(reach_of, trunk.rest), strict=True))

@@ -192,9 +192,8 @@ def memory_needed(
     precision : str
         Of the method.
     """
-    small = voxels <= SMALL_SCAN
-    a_voxel = _BYTES_A_VOXEL_OF_A_SMALL_SCAN if small else _BYTES_A_VOXEL
-    need = BYTES_OF_A_WORKER + voxels * a_voxel
+    of_small = min(voxels, SMALL_SCAN) * _BYTES_A_VOXEL_OF_A_SMALL_SCAN
+    need = BYTES_OF_A_WORKER + max(voxels * _BYTES_A_VOXEL, of_small)
     if reads_network:  # one stage at a time
         need += pixels * _BYTES_A_PIXEL_KEPT[precision]
         need = max(need, BYTES_OF_A_WORKER + pixels * _BYTES_A_PIXEL_OF_NETWORK)

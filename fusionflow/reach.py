@@ -25,7 +25,7 @@ __all__ = [
     "where_felt",
 ]
 
-#: How many ways of lying in an image are remembered.
+#: Boxes of which it is remembered.
 _REMEMBERED: Final = 1 << 12
 
 
@@ -55,6 +55,11 @@ class Reach(NamedTuple):
     step: int = 1
     padding: int = 0
     pads: bool = False
+
+    @property
+    def sees_padding_alone(self) -> bool:
+        """Whether there are places for which it looks at nothing else."""
+        return self.padding >= self.width
 
     def size(self, size: int) -> int:
         """Return how many places it gives for so many."""
@@ -95,7 +100,6 @@ def pair_of(setting: object) -> tuple[int, int]:
     return int(y), int(x)
 
 
-@lru_cache(_REMEMBERED)
 def spans(
     layers: tuple[Reach, ...], size: int, span: Span
 ) -> tuple[tuple[Span, ...], tuple[int, ...]]:
@@ -176,14 +180,8 @@ class Felt:
         return found
 
 
-@lru_cache(_REMEMBERED)
-def where_felt(
-    layers: tuple[tuple[Reach, ...], tuple[Reach, ...]],
-    shape: tuple[int, int],
-    box: tuple[Span, Span],
-) -> Felt:
-    """Return where what lies in a box is felt, as `Felt` takes it."""
-    return Felt(layers, shape, box)
+#: `Felt`, once for each box: all bands of a slice have the same.
+where_felt: Final = lru_cache(_REMEMBERED)(Felt)
 
 
 def box_of(image: torch.Tensor) -> tuple[Span, Span]:

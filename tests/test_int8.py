@@ -314,7 +314,7 @@ class TestLoading:
 
     def test_a_first_layer_that_sees_padding_alone_is_refused(self):
         layers = [nn.Conv2d(3, 8, 1, 3, 2), nn.ReLU()]
-        with pytest.raises(ConfigurationError, match="more than it is wide"):
+        with pytest.raises(ConfigurationError, match="not pad with less than it is wide"):
             Int8Trunk(Trunk(layers, [1], Normalisation()))
 
     def test_it_needs_a_processor(self):
